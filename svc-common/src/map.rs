@@ -1,0 +1,211 @@
+//! Keys and values of the kernel's maps. All are plain data: `repr(C)`, padding spelled out, no bool, no enum. Ports are in
+//! network byte order (`port` as it stands in a packet, read natively), everything else in the machine's.
+use crate::Addr;
+
+/// File names of the pins under `--bpffs`, one a map; programs and links have their own directories there.
+pub mod pin {
+    pub const FRONTENDS: &str = "frontends";
+    pub const BACKEND_SETS: &str = "backend_sets";
+    pub const BACKENDS: &str = "backends";
+    pub const ADDRESSES: &str = "addresses";
+    pub const SERVICES: &str = "services";
+    pub const UPLINKS: &str = "uplinks";
+    pub const CONFIG: &str = "config";
+    pub const FLOWS: &str = "flows";
+    pub const SOCKETS: &str = "sockets";
+    pub const COUNTERS: &str = "counters";
+}
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const SCTP: u8 = 132;
+
+/// Where a client sends to: `frontends`' key. A NodePort stands under its family's wildcard address and holds for every
+/// address of the node (`addresses`, [`ADDRESS_NODE`]) and, for the node's own sockets, for the loopback addresses.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct FrontendKey {
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<FrontendKey>() == 20);
+
+impl FrontendKey {
+    /// `port` in network byte order.
+    #[inline(always)]
+    pub const fn new(addr: Addr, port: u16, protocol: u8) -> Self {
+        FrontendKey { addr, port, protocol, pad: 0 }
+    }
+}
+
+/// `frontends`' value.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Frontend {
+    /// The service port's id: key of `services`; its backend sets are [`cluster_set`] and [`local_set`].
+    pub service: u32,
+    /// `FRONTEND_*`.
+    pub flags: u32,
+    /// ClientIP session affinity's timeout; 0 where there is none.
+    pub affinity_seconds: u32,
+}
+const _: () = assert!(size_of::<Frontend>() == 12);
+
+/// The lowest two bits of [`Frontend::flags`] say what kind of address this is.
+pub const FRONTEND_KIND: u32 = 0b11;
+pub const FRONTEND_CLUSTER_IP: u32 = 0;
+pub const FRONTEND_NODE_PORT: u32 = 1;
+pub const FRONTEND_EXTERNAL_IP: u32 = 2;
+pub const FRONTEND_LOAD_BALANCER: u32 = 3;
+/// Clients in the cluster get local backends only (internalTrafficPolicy, KEP-2086).
+pub const FRONTEND_INTERNAL_LOCAL: u32 = 1 << 2;
+/// Clients outside get local backends only (externalTrafficPolicy).
+pub const FRONTEND_EXTERNAL_LOCAL: u32 = 1 << 3;
+
+/// A service port's backends for clients that may use any of them: a key of `backend_sets`.
+#[inline(always)]
+pub const fn cluster_set(service: u32) -> u32 {
+    service * 2
+}
+
+/// A service port's backends on this node: a key of `backend_sets`.
+#[inline(always)]
+pub const fn local_set(service: u32) -> u32 {
+    service * 2 + 1
+}
+
+/// An entry of a backend set's inner array. Entry 0 is the header, of which only `id` means something: how many backends
+/// follow it. A set is swapped as a whole, so a reader sees the old one or the new one.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct BackendSlot {
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    /// `BACKEND_*`.
+    pub flags: u16,
+    /// The backend's id (index of `backends`), or in the header the set's size.
+    pub id: u32,
+}
+const _: () = assert!(size_of::<BackendSlot>() == 24);
+
+/// The backend is on this node.
+pub const BACKEND_LOCAL: u16 = 1;
+
+impl BackendSlot {
+    pub const fn header(count: u32) -> Self {
+        BackendSlot { addr: Addr::ANY_V6, port: 0, flags: 0, id: count }
+    }
+}
+
+/// `backends`' value, by backend id: which endpoint has this id, and whether any set holds it. An id names one address,
+/// port and protocol for as long as it lives, and is given out again as late as possible, since flows remember it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Backend {
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    pub protocol: u8,
+    /// 1 while a set holds this backend; 0: new connections and UDP datagrams must choose another.
+    pub live: u8,
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Backend>() == 24);
+
+/// Backend ids have 24 bits in a flow's cell. 0 is no backend.
+pub const MAX_BACKEND_ID: u32 = (1 << 24) - 1;
+
+/// `addresses`' value: what an address is to this node, a bit set of `ADDRESS_*`.
+pub type AddressFlags = u32;
+/// An address of this node on which NodePorts answer.
+pub const ADDRESS_NODE: AddressFlags = 1;
+/// A ClusterIP: ports that no Service has are rejected, as kube-proxy does, so that nothing loops.
+pub const ADDRESS_CLUSTER_IP: AddressFlags = 2;
+
+/// `services`' value, by service id: names, padded with zeros, so that inspection works and a restarted agent keeps its ids.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ServiceName {
+    pub namespace: [u8; 64],
+    pub name: [u8; 64],
+    /// The Service port's name; empty where it has none.
+    pub port_name: [u8; 64],
+    /// The Service port's own number, host byte order.
+    pub port: u16,
+    pub protocol: u8,
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<ServiceName>() == 196);
+
+/// `uplinks`' value, by interface index: the addresses that forwarded traffic takes as its source on this interface;
+/// the unspecified address where the interface has none of that family.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Uplink {
+    pub v4: Addr,
+    pub v6: Addr,
+}
+const _: () = assert!(size_of::<Uplink>() == 32);
+
+/// `config`'s only value.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Config {
+    /// The network namespace of the node (SO_NETNS_COOKIE): only its sockets mean the node by a loopback address.
+    pub host_netns: u64,
+    /// Secret of the flow table's hash; as old as the table.
+    pub flow_seed: u64,
+    /// Number of sets of the flow table, a power of two.
+    pub flow_sets: u32,
+    /// Source ports for forwarded traffic, first and last, host byte order; no socket of the node uses one of them.
+    pub snat_first: u16,
+    pub snat_last: u16,
+}
+const _: () = assert!(size_of::<Config>() == 24);
+
+/// `sockets`' key: what a socket hook must remember of a socket.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SocketKey {
+    pub cookie: u64,
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    pub protocol: u8,
+    /// [`SOCKET_REVERSE`] or [`SOCKET_STICKY`].
+    pub kind: u8,
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<SocketKey>() == 32);
+
+/// The key's address is a backend's, the value's the frontend that it was asked for as.
+pub const SOCKET_REVERSE: u8 = 0;
+/// The key's address is a frontend's, the value's the backend that this unconnected UDP socket stays with.
+pub const SOCKET_STICKY: u8 = 1;
+
+/// `sockets`' value.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct SocketPeer {
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    pub pad: u16,
+    /// The backend's id.
+    pub backend: u32,
+}
+const _: () = assert!(size_of::<SocketPeer>() == 24);
+
+/// `counters`' value, per CPU, indexed by [`crate::Reason`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counter {
+    pub packets: u64,
+    pub bytes: u64,
+}
+const _: () = assert!(size_of::<Counter>() == 16);

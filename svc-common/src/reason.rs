@@ -1,0 +1,74 @@
+//! Why a packet or a connection got its verdict: one table for the kernel's counters, for inspection and for metrics.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        /// The discriminant indexes the `counters` map.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum Reason { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Reason {
+            pub const ALL: &[Reason] = &[$(Reason::$name,)+];
+
+            /// Stable name, for metrics' labels and scripts.
+            pub const fn label(self) -> &'static str {
+                match self { $(Reason::$name => $label,)+ }
+            }
+
+            /// A sentence for people.
+            pub const fn description(self) -> &'static str {
+                match self { $(Reason::$name => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A packet of a known flow, towards its backend.
+    FlowHit = "flow_hit",
+    /// A packet that opened a flow.
+    FlowOpened = "flow_opened",
+    /// A packet of a known flow, back to its client.
+    Reply = "reply",
+    /// A socket was pointed at a backend.
+    SocketConnected = "socket_connected",
+    /// A socket's datagram was pointed at a backend.
+    SocketDatagram = "socket_datagram",
+    /// A socket's connection was refused: no ready backend.
+    SocketRefused = "socket_refused",
+    /// Rejected: the Service has no ready backend.
+    NoBackend = "no_backend",
+    /// Rejected: no Service has this port of a ClusterIP.
+    UnknownPort = "unknown_port",
+    /// Dropped: the traffic policy is Local and all backends are on other nodes.
+    NoLocalBackend = "no_local_backend",
+    /// Dropped: every cell that this flow could have is taken by a flow that still lives.
+    FlowTableFull = "flow_table_full",
+    /// Dropped: no source port is free towards this backend.
+    NoSourcePort = "no_source_port",
+    /// Dropped: no route to the backend or the client.
+    NoRoute = "no_route",
+    /// Dropped: the packet's hop limit ends here.
+    HopLimit = "hop_limit",
+    /// Dropped: the packet is larger than the next link takes.
+    TooBig = "too_big",
+    /// Passed on untouched: the headers are cut short.
+    Truncated = "truncated",
+    /// Passed on untouched: a fragment, or headers that are not followed.
+    Unsupported = "unsupported",
+    /// Dropped: a kernel helper refused to change the packet.
+    HelperFailed = "helper_failed",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+
+    #[test]
+    fn a_discriminant_is_the_index_in_the_table() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(!reason.description().is_empty());
+        }
+    }
+}
