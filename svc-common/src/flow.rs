@@ -28,11 +28,7 @@ const PEER_REFRESH_SHIFT: u32 = 3;
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Cell {
-    /// From bit 0: source port 16, destination port 16, protocol 2, flags 6, second port 16, sequence 8. Ports in network
-    /// byte order. Every rewrite of a cell moves the sequence.
-    head: u64,
-    src: [u64; 2],
-    dst: [u64; 2],
+    key: Key,
     to: [u64; 2],
     tail: Tail,
 }
@@ -129,11 +125,14 @@ pub const fn idle_limit(protocol: u8, state: u8) -> u16 {
 }
 
 /// What a cell is found by.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
 pub struct Key {
+    /// From bit 0: source port 16, destination port 16, protocol 2, flags 6, second port 16, sequence 8. Ports in network
+    /// byte order. The key's part of it is [`KEY`]; in a cell, every rewrite moves the sequence.
+    head: u64,
     src: [u64; 2],
     dst: [u64; 2],
-    head: u64,
 }
 
 impl Key {
@@ -150,12 +149,19 @@ impl Key {
         Key { src: backend.pairs(), dst: [0; 2], head: head(backend_port, port, protocol) | BY_PORT }
     }
 
+    /// All ones where the destination's address belongs to the key.
+    #[inline(always)]
+    const fn dst_mask(&self) -> u64 {
+        if self.head & BY_PORT != 0 { 0 } else { u64::MAX }
+    }
+
     /// 64 bits, of which each half chooses a set; `seed` is a secret, so that nobody can aim at one set.
     #[inline(always)]
     const fn hash(&self, seed: u64) -> u64 {
+        let mask = self.dst_mask();
         let a = (self.src[1] ^ seed).wrapping_mul(0x9E37_79B1_85EB_CA87);
-        let b = (self.dst[1] ^ seed.rotate_left(17)).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
-        let c = (self.src[0] ^ self.dst[0].rotate_left(32) ^ self.head ^ seed.rotate_left(41))
+        let b = ((self.dst[1] & mask) ^ seed.rotate_left(17)).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
+        let c = (self.src[0] ^ (self.dst[0] & mask).rotate_left(32) ^ (self.head & KEY) ^ seed.rotate_left(41))
             .wrapping_mul(0x1656_67B1_9E37_79F9);
         let h = a ^ b.rotate_left(23) ^ (c >> 29) ^ c;
         (h ^ (h >> 32)).wrapping_mul(0x9FB2_1C65_1E98_DF25)
@@ -219,95 +225,62 @@ impl Hit {
     pub const fn is_masqueraded(&self) -> bool {
         (self.flags as u64) << PROTOCOL_SHIFT & (MASQUERADE | BY_PORT) != 0
     }
-
-    /// The key of the flow's other direction; `key` is this one's.
-    #[inline(always)]
-    pub const fn peer(&self, key: &Key) -> Key {
-        let code = key.head & 3 << PROTOCOL_SHIFT;
-        if self.is_reverse() {
-            // client:second -> to:port
-            Key { src: self.dst, dst: self.to, head: self.second as u64 | (self.port as u64) << 16 | code }
-        } else if self.is_masqueraded() {
-            Key { src: self.to, dst: [0; 2], head: self.port as u64 | (self.second as u64) << 16 | code | BY_PORT }
-        } else {
-            Key { src: self.to, dst: key.src, head: self.port as u64 | (self.second as u64) << 16 | code }
-        }
-    }
 }
 
 /// A cell to be written. Ports in network byte order.
 #[derive(Clone, Copy)]
-pub struct Entry {
-    pub key: Key,
-    /// See [`Hit::dst`].
-    dst: [u64; 2],
-    to: [u64; 2],
-    port: u16,
-    second: u16,
-    flags: u64,
-    backend: u32,
-    state: u8,
-}
+pub struct Entry(Cell);
 
 impl Entry {
+    #[inline(always)]
+    const fn new(key: Key, flags: u64, to: [u64; 2], port: u16, second: u16, backend: u32, state: u8) -> Self {
+        let head = (key.head & KEY) | flags | (second as u64) << SECOND_SHIFT;
+        let backend = [backend as u8, (backend >> 8) as u8, (backend >> 16) as u8];
+        Entry(Cell { key: Key { head, src: key.src, dst: key.dst }, to, tail: Tail { port, last: 0, backend, state } })
+    }
+
     /// Client to frontend. `source_port` is what the backend sees; `masquerade`: it sees an address of this node, too.
     #[inline(always)]
     pub const fn forward(key: Key, to: Addr, port: u16, source_port: u16, masquerade: bool, backend: u32) -> Self {
-        Entry {
-            key,
-            dst: key.dst,
-            to: to.pairs(),
-            port,
-            second: source_port,
-            flags: if masquerade { MASQUERADE } else { 0 },
-            backend,
-            state: 0,
-        }
+        Entry::new(key, if masquerade { MASQUERADE } else { 0 }, to.pairs(), port, source_port, backend, 0)
     }
 
     /// Backend to client.
     #[inline(always)]
     pub const fn reverse(key: Key, frontend: Addr, port: u16, client: Addr, client_port: u16, backend: u32) -> Self {
-        Entry {
-            key,
-            dst: client.pairs(),
-            to: frontend.pairs(),
-            port,
-            second: client_port,
-            flags: REVERSE,
-            backend,
-            state: 0,
-        }
+        let key = Key { head: key.head, src: key.src, dst: client.pairs() };
+        Entry::new(key, REVERSE, frontend.pairs(), port, client_port, backend, 0)
     }
 
-    /// The missing counterpart of a cell that was hit; `key` is the one of the cell that was hit.
+    #[inline(always)]
+    pub const fn key(&self) -> &Key {
+        &self.0.key
+    }
+
+    /// What [`find`] would say of it.
+    #[inline(always)]
+    pub const fn hit(&self, now: u16) -> Hit {
+        let mut hit = decode(&self.0);
+        hit.last = now;
+        hit
+    }
+
+    /// The counterpart of the cell that was hit by `key`.
     #[inline(always)]
     pub const fn peer_of(hit: &Hit, key: &Key) -> Self {
-        let peer = hit.peer(key);
         let (sport, dport) = (key.head as u16, (key.head >> 16) as u16);
+        let protocol = key.head & 3 << PROTOCOL_SHIFT;
         if hit.is_reverse() {
-            let masquerade = if hit.is_masqueraded() { MASQUERADE } else { 0 };
-            Entry {
-                key: peer,
-                dst: peer.dst,
-                to: key.src,
-                port: sport,
-                second: dport,
-                flags: masquerade,
-                backend: hit.backend,
-                state: hit.state,
-            }
+            // client:second -> to:port
+            let head = hit.second as u64 | (hit.port as u64) << 16 | protocol;
+            let flags = if hit.is_masqueraded() { MASQUERADE } else { 0 };
+            let forward = Key { head, src: hit.dst, dst: hit.to };
+            Entry::new(forward, flags, key.src, sport, dport, hit.backend, hit.state)
         } else {
-            Entry {
-                key: peer,
-                dst: key.src,
-                to: key.dst,
-                port: dport,
-                second: sport,
-                flags: REVERSE,
-                backend: hit.backend,
-                state: hit.state,
-            }
+            let by_port = if hit.is_masqueraded() { BY_PORT } else { 0 };
+            let head = hit.port as u64 | (hit.second as u64) << 16 | protocol | by_port;
+            let reverse = Key { head, src: hit.to, dst: key.src };
+            Entry::new(reverse, REVERSE, key.dst, dport, sport, hit.backend, hit.state)
         }
     }
 }
@@ -342,7 +315,7 @@ pub fn find<M: Memory>(memory: &M, key: &Key, hit: &mut Hit) -> *mut Cell {
     // SAFETY: `set` gives null or a whole set, and cells are read by the protocol above.
     unsafe {
         let cell = find_in(first, key, hit);
-        if !cell.is_null() || read_volatile(addr_of!((*first).0[0].head)) & OVERFLOWN == 0 {
+        if !cell.is_null() || head_of(addr_of!((*first).0[0])) & OVERFLOWN == 0 {
             return cell;
         }
         let second = memory.set(hash as u32);
@@ -355,26 +328,17 @@ pub fn find<M: Memory>(memory: &M, key: &Key, hit: &mut Hit) -> *mut Cell {
 
 #[inline(always)]
 unsafe fn find_in(set: *mut Set, key: &Key, hit: &mut Hit) -> *mut Cell {
-    let dst_mask = if key.head & BY_PORT != 0 { 0 } else { u64::MAX };
     let mut way = 0;
     while way < WAYS {
         // SAFETY: the caller's set is whole.
         unsafe {
             let cell = addr_of_mut!((*set).0[way]);
-            let head = read_volatile(addr_of!((*cell).head));
-            if head & (KEY | LIVE | LOCKED) == key.head | LIVE {
-                let src = read_volatile(addr_of!((*cell).src));
-                let dst = read_volatile(addr_of!((*cell).dst));
-                let differs = (src[0] ^ key.src[0])
-                    | (src[1] ^ key.src[1])
-                    | ((dst[0] ^ key.dst[0]) | (dst[1] ^ key.dst[1])) & dst_mask;
-                if differs == 0 {
-                    let to = read_volatile(addr_of!((*cell).to));
-                    let tail = read_volatile(addr_of!((*cell).tail));
-                    if read_volatile(addr_of!((*cell).head)) & !OVERFLOWN == head & !OVERFLOWN {
-                        *hit = decode(head, dst, to, tail);
-                        return cell;
-                    }
+            let head = head_of(cell);
+            if is_at(cell, key) {
+                let copy = read_volatile(cell);
+                if (head ^ head_of(cell)) & !OVERFLOWN == 0 {
+                    *hit = decode(&copy);
+                    return cell;
                 }
             }
         }
@@ -384,7 +348,42 @@ unsafe fn find_in(set: *mut Set, key: &Key, hit: &mut Hit) -> *mut Cell {
 }
 
 #[inline(always)]
-const fn decode(head: u64, dst: [u64; 2], to: [u64; 2], tail: Tail) -> Hit {
+unsafe fn head_of(cell: *const Cell) -> u64 {
+    // SAFETY: the caller's cell.
+    unsafe { read_volatile(addr_of!((*cell).key.head)) }
+}
+
+/// Whether the cell is the key's, and whole.
+#[inline(always)]
+unsafe fn is_at(cell: *const Cell, key: &Key) -> bool {
+    // SAFETY: the caller's cell.
+    unsafe {
+        if head_of(cell) & (KEY | LIVE | LOCKED) != key.head & KEY | LIVE {
+            return false;
+        }
+        let src = read_volatile(addr_of!((*cell).key.src));
+        let dst = read_volatile(addr_of!((*cell).key.dst));
+        let mask = key.dst_mask();
+        (src[0] ^ key.src[0]) | (src[1] ^ key.src[1]) | ((dst[0] ^ key.dst[0]) | (dst[1] ^ key.dst[1])) & mask == 0
+    }
+}
+
+/// How many cells of the set are the key's.
+#[inline(always)]
+unsafe fn count_in(set: *const Set, key: &Key) -> u32 {
+    let mut found = 0;
+    let mut way = 0;
+    while way < WAYS {
+        // SAFETY: the caller's set is whole.
+        found += unsafe { is_at(addr_of!((*set).0[way]), key) } as u32;
+        way += 1;
+    }
+    found
+}
+
+#[inline(always)]
+const fn decode(cell: &Cell) -> Hit {
+    let Cell { key: Key { head, dst, .. }, to, tail } = *cell;
     Hit {
         to,
         dst,
@@ -392,7 +391,7 @@ const fn decode(head: u64, dst: [u64; 2], to: [u64; 2], tail: Tail) -> Hit {
         second: (head >> SECOND_SHIFT) as u16,
         last: tail.last,
         state: tail.state,
-        flags: (head >> PROTOCOL_SHIFT) as u8,
+        flags: ((head & (REVERSE | BY_PORT | MASQUERADE)) >> PROTOCOL_SHIFT) as u8,
         backend: tail.backend[0] as u32 | (tail.backend[1] as u32) << 8 | (tail.backend[2] as u32) << 16,
     }
 }
@@ -421,32 +420,39 @@ pub unsafe fn touch(cell: *mut Cell, hit: &mut Hit, bits: u8, now: u16) -> bool 
 }
 
 /// Brings the flow's other cell up to date, and puts it back where it has gone.
-#[inline(always)]
+#[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn sync<M: Memory>(memory: &M, key: &Key, hit: &Hit, now: u16) {
-    let peer = hit.peer(key);
+    let peer = Entry::peer_of(hit, key);
     let mut other = Hit::default();
-    let cell = find(memory, &peer, &mut other);
+    let cell = find(memory, peer.key(), &mut other);
     if cell.is_null() {
-        add(memory, &Entry::peer_of(hit, key), now);
+        add(memory, &peer, now);
     } else {
         // SAFETY: `cell` was just found in `memory`.
         unsafe { touch(cell, &mut other, hit.state, now) };
     }
 }
 
+/// Frees the cell that was hit by `key`, and its counterpart.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub fn close<M: Memory>(memory: &M, key: &Key, hit: &Hit) {
+    remove(memory, Entry::peer_of(hit, key).key());
+    remove(memory, key);
+}
+
 /// Adds a flow's direction. Taken for it is a free cell or one past its idle limit, where need be by moving another flow to
 /// its second choice; else a closed one, else the oldest half-open one: never a flow that lives.
-#[inline(always)]
+#[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn add<M: Memory>(memory: &M, entry: &Entry, now: u16) -> Added {
-    let hash = entry.key.hash(memory.seed());
+    let key = &entry.0.key;
+    let hash = key.hash(memory.seed());
     let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
     if first.is_null() || second.is_null() {
         return Added::Full;
     }
-    let mut hit = Hit::default();
     // SAFETY: `set` gives null or a whole set.
     unsafe {
-        if !find_in(first, &entry.key, &mut hit).is_null() || !find_in(second, &entry.key, &mut hit).is_null() {
+        if count_in(first, key) + count_in(second, key) > 0 {
             return Added::Exists;
         }
         let (mut way, score) = victim(first, now);
@@ -477,10 +483,11 @@ pub fn add<M: Memory>(memory: &M, entry: &Entry, now: u16) -> Added {
             return Added::Full;
         }
         if set == second {
-            fetch_or(addr_of_mut!((*first).0[0].head), OVERFLOWN);
+            fetch_or(addr_of_mut!((*first).0[0].key.head), OVERFLOWN);
         }
-        // Another core may have added the same key meanwhile. Both see it then, and both step back.
-        if is_twice(first, second, &entry.key) {
+        // Another core may have added the same key meanwhile. Both see it then, and both step back. Where both choices are
+        // the same set, each of its cells is counted twice.
+        if count_in(first, key) + count_in(second, key) > if first == second { 2 } else { 1 } {
             clear(cell);
             return Added::Exists;
         }
@@ -502,7 +509,7 @@ unsafe fn victim(set: *mut Set, now: u16) -> (u32, u32) {
         // SAFETY: the caller's set is whole.
         let (head, tail) = unsafe {
             let cell = addr_of!((*set).0[way]);
-            (read_volatile(addr_of!((*cell).head)), read_volatile(addr_of!((*cell).tail)))
+            (head_of(cell), read_volatile(addr_of!((*cell).tail)))
         };
         let score = score(head, tail, now);
         if score > best_score {
@@ -549,37 +556,21 @@ unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> u32 {
         // SAFETY: the caller's set is whole, and so are those that `memory` gives.
         unsafe {
             let cell = addr_of_mut!((*set).0[way]);
-            let head = read_volatile(addr_of!((*cell).head));
-            let src = read_volatile(addr_of!((*cell).src));
-            let dst = read_volatile(addr_of!((*cell).dst));
-            let to = read_volatile(addr_of!((*cell).to));
-            let tail = read_volatile(addr_of!((*cell).tail));
-            let consistent = read_volatile(addr_of!((*cell).head)) == head && head & (LIVE | LOCKED) == LIVE;
-            let key = Key { src, dst: if head & BY_PORT != 0 { [0; 2] } else { dst }, head: head & KEY };
-            let hash = key.hash(memory.seed());
+            let head = head_of(cell);
+            let entry = Entry(read_volatile(cell));
+            let hash = entry.0.key.hash(memory.seed());
             let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
             let other = if set == first { second } else { first };
-            if consistent && !other.is_null() && other != set {
+            if head & (LIVE | LOCKED) == LIVE && head_of(cell) == head && !other.is_null() && other != set {
                 let (room, score) = victim(other, now);
-                if score >= IDLE {
-                    let hit = decode(head, dst, to, tail);
-                    let entry = Entry {
-                        key,
-                        dst,
-                        to,
-                        port: hit.port,
-                        second: hit.second,
-                        flags: head & (REVERSE | MASQUERADE),
-                        backend: hit.backend,
-                        state: hit.state,
-                    };
-                    if take(addr_of_mut!((*other).0[room as usize & (WAYS - 1)]), &entry, hit.last) {
-                        if set == first {
-                            fetch_or(addr_of_mut!((*set).0[0].head), OVERFLOWN);
-                        }
-                        clear(cell);
-                        return way as u32;
+                if score >= IDLE
+                    && take(addr_of_mut!((*other).0[room as usize & (WAYS - 1)]), &entry, entry.0.tail.last)
+                {
+                    if set == first {
+                        fetch_or(addr_of_mut!((*set).0[0].key.head), OVERFLOWN);
                     }
+                    clear(cell);
+                    return way as u32;
                 }
             }
         }
@@ -594,62 +585,24 @@ unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> u32 {
 unsafe fn take(cell: *mut Cell, entry: &Entry, now: u16) -> bool {
     // SAFETY: the caller's cell; it is ours alone between the two changes of its head.
     unsafe {
-        let at = addr_of_mut!((*cell).head);
+        let at = addr_of_mut!((*cell).key.head);
         let head = read_volatile(at);
         let busy = (head & OVERFLOWN) | ((head & SEQUENCE_MASK).wrapping_add(SEQUENCE)) | LOCKED;
         if head & LOCKED != 0 || compare_exchange(at, head, busy) != head {
             return false;
         }
-        write_volatile(addr_of_mut!((*cell).src), entry.key.src);
-        write_volatile(addr_of_mut!((*cell).dst), entry.dst);
-        write_volatile(addr_of_mut!((*cell).to), entry.to);
-        let id = entry.backend;
-        write_volatile(
-            addr_of_mut!((*cell).tail),
-            Tail {
-                port: entry.port,
-                last: now,
-                backend: [id as u8, (id >> 8) as u8, (id >> 16) as u8],
-                state: entry.state,
-            },
-        );
+        write_volatile(addr_of_mut!((*cell).key.src), entry.0.key.src);
+        write_volatile(addr_of_mut!((*cell).key.dst), entry.0.key.dst);
+        write_volatile(addr_of_mut!((*cell).to), entry.0.to);
+        write_volatile(addr_of_mut!((*cell).tail), Tail { last: now, ..entry.0.tail });
         // By exclusive or and not a store: another core may have set OVERFLOWN meanwhile.
-        fetch_xor(at, entry.key.head | entry.flags | (entry.second as u64) << SECOND_SHIFT | LIVE | LOCKED);
+        fetch_xor(at, (entry.0.key.head & !(OVERFLOWN | SEQUENCE_MASK)) | LIVE | LOCKED);
         true
     }
 }
 
-#[inline(always)]
-unsafe fn is_twice(first: *mut Set, second: *mut Set, key: &Key) -> bool {
-    let dst_mask = if key.head & BY_PORT != 0 { 0 } else { u64::MAX };
-    let mut found = 0u32;
-    let mut way = 0;
-    while way < 2 * WAYS {
-        // SAFETY: the caller's sets are whole.
-        unsafe {
-            let set = if way < WAYS { first } else { second };
-            let cell = addr_of!((*set).0[way % WAYS]);
-            way += 1;
-            let head = read_volatile(addr_of!((*cell).head));
-            if head & (KEY | LIVE) != key.head | LIVE {
-                continue;
-            }
-            let src = read_volatile(addr_of!((*cell).src));
-            let dst = read_volatile(addr_of!((*cell).dst));
-            let differs = (src[0] ^ key.src[0])
-                | (src[1] ^ key.src[1])
-                | ((dst[0] ^ key.dst[0]) | (dst[1] ^ key.dst[1])) & dst_mask;
-            if differs == 0 {
-                found += 1;
-            }
-        }
-    }
-    // Both choices may be the same set.
-    found > if first == second { 2 } else { 1 }
-}
-
 /// Frees a key's cell, if it has one.
-#[inline(always)]
+#[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn remove<M: Memory>(memory: &M, key: &Key) {
     let mut hit = Hit::default();
     let cell = find(memory, key, &mut hit);
@@ -665,7 +618,7 @@ pub fn remove<M: Memory>(memory: &M, key: &Key) {
 unsafe fn clear(cell: *mut Cell) {
     // SAFETY: the caller's cell; where the swap fails another core has taken the cell over already.
     unsafe {
-        let at = addr_of_mut!((*cell).head);
+        let at = addr_of_mut!((*cell).key.head);
         let head = read_volatile(at);
         let free = (head & OVERFLOWN) | (head & SEQUENCE_MASK).wrapping_add(SEQUENCE);
         if head & LOCKED == 0 {
@@ -746,20 +699,12 @@ impl Snapshot {
     /// `cell` points to a cell that exists; the kernel may write it meanwhile.
     pub unsafe fn read(cell: *const Cell, now: u16) -> Option<Self> {
         // SAFETY: the caller's cell.
-        let (head, src, dst, to, tail, again) = unsafe {
-            (
-                read_volatile(addr_of!((*cell).head)),
-                read_volatile(addr_of!((*cell).src)),
-                read_volatile(addr_of!((*cell).dst)),
-                read_volatile(addr_of!((*cell).to)),
-                read_volatile(addr_of!((*cell).tail)),
-                read_volatile(addr_of!((*cell).head)),
-            )
-        };
+        let (head, copy, again) = unsafe { (head_of(cell), read_volatile(cell), head_of(cell)) };
+        let Key { src, .. } = copy.key;
         if head & LIVE == 0 || head & LOCKED != 0 || head & !OVERFLOWN != again & !OVERFLOWN {
             return None;
         }
-        let hit = decode(head, dst, to, tail);
+        let hit = decode(&copy);
         let idle_ticks = now.wrapping_sub(hit.last);
         let protocol = protocol(head);
         Some(Snapshot {
@@ -883,7 +828,7 @@ mod tests {
         let mut refused = 0;
         for i in 0..cells {
             let mut entry = forward(i);
-            entry.state = REPLIED | CONFIRMED;
+            entry.0.tail.state = REPLIED | CONFIRMED;
             refused += u32::from(add(&table, &entry, 7) == Added::Full);
             if i == cells * 7 / 10 {
                 assert_eq!(refused, 0);
@@ -900,7 +845,7 @@ mod tests {
         let now = 50_000;
         for (i, (state, age)) in cells.into_iter().enumerate() {
             let mut entry = forward(i as u32);
-            entry.state = state;
+            entry.0.tail.state = state;
             assert_eq!(add(&table, &entry, now - age), Added::New);
         }
         match add(&table, &forward(99), now) {
@@ -929,7 +874,7 @@ mod tests {
         let table = Sets::new(2, SEED);
         for i in 0..8 {
             let mut entry = forward(i);
-            entry.state = REPLIED | CONFIRMED;
+            entry.0.tail.state = REPLIED | CONFIRMED;
             assert_eq!(add(&table, &entry, 7), Added::New, "{i}");
         }
         assert!((0..8).all(|i| look(&table, &client(i)).is_some()));
@@ -952,8 +897,10 @@ mod tests {
             let (f, r) = (look(&table, &forward_key).unwrap(), look(&table, &reverse_key).unwrap());
             assert_eq!((f.is_reverse(), r.is_reverse()), (false, true));
             assert_eq!((f.is_masqueraded(), r.is_masqueraded()), (masquerade, masquerade));
-            assert_eq!(f.peer(&forward_key), reverse_key);
-            assert_eq!(r.peer(&reverse_key), forward_key);
+            let reverse = Entry::peer_of(&f, &forward_key);
+            assert_eq!((look(&table, reverse.key()), reverse.hit(7)), (Some(r), r));
+            let forward = Entry::peer_of(&r, &reverse_key);
+            assert_eq!((look(&table, forward.key()), forward.hit(7)), (Some(f), f));
         }
     }
 
