@@ -8,6 +8,7 @@
 //! - reverse, backend to client: `to` is the frontend, `second` the client's port, `dst` the client's address. Where the
 //!   source was masqueraded the packet's own destination is an address of this node; the cell is then found by
 //!   the port alone ([`Key::masqueraded`]), and `dst` is where the client's address is kept.
+use core::cmp::max;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::Addr;
@@ -72,6 +73,8 @@ pub const CONFIRMED: u8 = 1 << 1;
 pub const FIN_CLIENT: u8 = 1 << 2;
 pub const FIN_BACKEND: u8 = 1 << 3;
 pub const RESET: u8 = 1 << 4;
+const STATE_BITS: u32 = 5;
+const STATE_MASK: u8 = (1 << STATE_BITS) - 1;
 
 /// What the state bits amount to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -290,6 +293,46 @@ pub trait Memory {
     /// The set at `index` modulo the number of sets, which is a power of two; null where there is none.
     fn set(&self, index: u32) -> *mut Set;
     fn seed(&self) -> u64;
+
+    /// [`put`], or a kernel function that is verified by itself and calls it. So for those below.
+    fn put(&self, entry: &Entry, now: u16, room: Room) -> Added
+    where
+        Self: Sized,
+    {
+        put(self, entry, now, room)
+    }
+
+    /// As [`make_room`].
+    fn make_room(&self, entry: &Entry, now: u16)
+    where
+        Self: Sized,
+    {
+        make_room(self, entry, now);
+    }
+
+    /// As [`sync`].
+    fn sync(&self, key: &Key, hit: &Hit, now: u16)
+    where
+        Self: Sized,
+    {
+        sync(self, key, hit, now);
+    }
+
+    /// As [`close`].
+    fn close(&self, key: &Key, hit: &Hit)
+    where
+        Self: Sized,
+    {
+        close(self, key, hit);
+    }
+
+    /// As [`remove`].
+    fn remove(&self, key: &Key)
+    where
+        Self: Sized,
+    {
+        remove(self, key);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -420,13 +463,13 @@ pub unsafe fn touch(cell: *mut Cell, hit: &mut Hit, bits: u8, now: u16) -> bool 
 }
 
 /// Brings the flow's other cell up to date, and puts it back where it has gone.
-#[cfg_attr(target_arch = "bpf", inline(never))]
+#[inline(always)]
 pub fn sync<M: Memory>(memory: &M, key: &Key, hit: &Hit, now: u16) {
     let peer = Entry::peer_of(hit, key);
     let mut other = Hit::default();
     let cell = find(memory, peer.key(), &mut other);
     if cell.is_null() {
-        add(memory, &peer, now);
+        memory.put(&peer, now, Room::Dispensable);
     } else {
         // SAFETY: `cell` was just found in `memory`.
         unsafe { touch(cell, &mut other, hit.state, now) };
@@ -434,16 +477,38 @@ pub fn sync<M: Memory>(memory: &M, key: &Key, hit: &Hit, now: u16) {
 }
 
 /// Frees the cell that was hit by `key`, and its counterpart.
-#[cfg_attr(target_arch = "bpf", inline(never))]
+#[inline(always)]
 pub fn close<M: Memory>(memory: &M, key: &Key, hit: &Hit) {
-    remove(memory, Entry::peer_of(hit, key).key());
-    remove(memory, key);
+    memory.remove(Entry::peer_of(hit, key).key());
+    memory.remove(key);
 }
 
 /// Adds a flow's direction. Taken for it is a free cell or one past its idle limit, where need be by moving another flow to
 /// its second choice; else a closed one, else the oldest half-open one: never a flow that lives.
-#[cfg_attr(target_arch = "bpf", inline(never))]
+#[inline(always)]
 pub fn add<M: Memory>(memory: &M, entry: &Entry, now: u16) -> Added {
+    let added = memory.put(entry, now, Room::Spare);
+    if added != Added::Full {
+        return added;
+    }
+    memory.make_room(entry, now);
+    memory.put(entry, now, Room::Dispensable)
+}
+
+/// What may be taken for a newcomer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Room {
+    /// A cell that is free or past its idle limit.
+    Spare,
+    /// Also that of a closed or half-open flow.
+    Dispensable,
+}
+
+/// Writes the entry into the best cell that `room` allows.
+#[inline(always)]
+pub fn put<M: Memory>(memory: &M, entry: &Entry, now: u16, room: Room) -> Added {
+    let least = if room == Room::Spare { IDLE } else { HALF_OPEN };
     let key = &entry.0.key;
     let hash = key.hash(memory.seed());
     let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
@@ -455,28 +520,18 @@ pub fn add<M: Memory>(memory: &M, entry: &Entry, now: u16) -> Added {
         if count_in(first, key) + count_in(second, key) > 0 {
             return Added::Exists;
         }
-        let (mut way, score) = victim(first, now);
+        let (mut way, mut score) = victim(first, now);
         let mut set = first;
         if score < IDLE {
             let (other, better) = victim(second, now);
             if better > score {
                 way = other;
+                score = better;
                 set = second;
             }
-            if better < IDLE {
-                let mut room = first;
-                let mut moved = displace(memory, first, now);
-                if moved == NONE_MOVED {
-                    room = second;
-                    moved = displace(memory, second, now);
-                }
-                if moved != NONE_MOVED {
-                    way = moved;
-                    set = room;
-                } else if score == 0 && better == 0 {
-                    return Added::Full;
-                }
-            }
+        }
+        if score < least {
+            return Added::Full;
         }
         let cell = addr_of_mut!((*set).0[way as usize & (WAYS - 1)]);
         if !take(cell, entry, now) {
@@ -495,15 +550,46 @@ pub fn add<M: Memory>(memory: &M, entry: &Entry, now: u16) -> Added {
     Added::New
 }
 
-const FREE: u32 = u32::MAX;
+const FREE: u32 = u32::MAX >> 2;
 const IDLE: u32 = 0x3_0000;
 const CLOSED: u32 = 0x2_0000;
 const HALF_OPEN: u32 = 0x1_0000;
 
+/// What a cell is worth, by protocol code and state bits.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Worth {
+    /// Ticks.
+    idle_limit: u16,
+    /// How much of its age counts before that limit.
+    age_mask: u16,
+    /// Before that limit.
+    score: u32,
+}
+
+static WORTH: [Worth; 4 << STATE_BITS] = {
+    let mut table = [Worth { idle_limit: 0, age_mask: 0, score: 0 }; 4 << STATE_BITS];
+    let mut i = 0;
+    while i < table.len() {
+        let state = i as u8 & STATE_MASK;
+        let protocol = protocol((i as u64 >> STATE_BITS) << PROTOCOL_SHIFT);
+        let (score, age_mask) = match State::of(state) {
+            State::Closed => (CLOSED, u16::MAX),
+            State::New => (HALF_OPEN, u16::MAX),
+            State::Established | State::Closing => (0, 0),
+        };
+        table[i] = Worth { idle_limit: idle_limit(protocol, state), age_mask, score };
+        i += 1;
+    }
+    table
+};
+
 /// The cell that can best be done without, and how well: 0 is not at all.
+///
+/// Written without choices where arithmetic does: the verifier walks every combination of them.
 #[inline(always)]
 unsafe fn victim(set: *mut Set, now: u16) -> (u32, u32) {
-    let (mut best, mut best_score) = (0, 0);
+    let mut best = 0;
     let mut way = 0;
     while way < WAYS {
         // SAFETY: the caller's set is whole.
@@ -511,46 +597,54 @@ unsafe fn victim(set: *mut Set, now: u16) -> (u32, u32) {
             let cell = addr_of!((*set).0[way]);
             (head_of(cell), read_volatile(addr_of!((*cell).tail)))
         };
-        let score = score(head, tail, now);
-        if score > best_score {
-            best = way as u32;
-            best_score = score;
-        }
+        best = max(best, score(head, tail, now) << 2 | way as u32);
         way += 1;
     }
-    (best, best_score)
+    (best & 3, best >> 2)
 }
 
 #[inline(always)]
-const fn score(head: u64, tail: Tail, now: u16) -> u32 {
-    if head & LOCKED != 0 {
-        return 0;
+fn score(head: u64, tail: Tail, now: u16) -> u32 {
+    let index = (head >> PROTOCOL_SHIFT & 3) << STATE_BITS | (tail.state & STATE_MASK) as u64;
+    let worth = &WORTH[index as usize];
+    let age = now.wrapping_sub(tail.last) as u32;
+    let idle = ones((worth.idle_limit as u64).wrapping_sub(age as u64) >> 63);
+    let free = ones(!head >> LIVE.trailing_zeros() & 1);
+    let locked = ones(head >> LOCKED.trailing_zeros() & 1);
+    let score = (IDLE | age) & idle | (worth.score | age & worth.age_mask as u32) & !idle;
+    (score & !free | FREE & free) & !locked
+}
+
+/// All ones for 1, none for 0.
+#[inline(always)]
+const fn ones(bit: u64) -> u32 {
+    0u32.wrapping_sub(bit as u32)
+}
+
+/// Frees a cell that the entry may have, where another flow can be moved out of it.
+#[inline(always)]
+pub fn make_room<M: Memory>(memory: &M, entry: &Entry, now: u16) {
+    let hash = entry.0.key.hash(memory.seed());
+    let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
+    if first.is_null() || second.is_null() {
+        return;
     }
-    if head & LIVE == 0 {
-        return FREE;
-    }
-    let age = now.wrapping_sub(tail.last);
-    if age > idle_limit(protocol(head), tail.state) {
-        return IDLE + age as u32;
-    }
-    match State::of(tail.state) {
-        State::Closed => CLOSED + age as u32,
-        State::New => HALF_OPEN + age as u32,
-        State::Established | State::Closing => 0,
+    // SAFETY: two whole sets of `memory`.
+    unsafe {
+        if !displace(memory, first, now) {
+            displace(memory, second, now);
+        }
     }
 }
 
-const NONE_MOVED: u32 = u32::MAX;
-
-/// Makes room in a full set: moves one of its flows to the other set that the flow may be in. The way that is free now, or
-/// [`NONE_MOVED`].
+/// Moves one of the set's flows to the other set that the flow may be in; false where none can be moved.
 ///
 /// The copy is there before the original goes, so a reader finds one of them.
 ///
 /// # Safety
 /// `set` is a whole set of `memory`.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> u32 {
+#[inline(always)]
+unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> bool {
     let mut way = 0;
     while way < WAYS {
         // SAFETY: the caller's set is whole, and so are those that `memory` gives.
@@ -570,13 +664,13 @@ unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> u32 {
                         fetch_or(addr_of_mut!((*set).0[0].key.head), OVERFLOWN);
                     }
                     clear(cell);
-                    return way as u32;
+                    return true;
                 }
             }
         }
         way += 1;
     }
-    NONE_MOVED
+    false
 }
 
 /// # Safety
@@ -602,7 +696,7 @@ unsafe fn take(cell: *mut Cell, entry: &Entry, now: u16) -> bool {
 }
 
 /// Frees a key's cell, if it has one.
-#[cfg_attr(target_arch = "bpf", inline(never))]
+#[inline(always)]
 pub fn remove<M: Memory>(memory: &M, key: &Key) {
     let mut hit = Hit::default();
     let cell = find(memory, key, &mut hit);

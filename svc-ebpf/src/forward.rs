@@ -37,14 +37,9 @@ impl Hop {
 /// # Errors
 /// What [`Packet::route`] says.
 #[inline(always)]
-pub fn route<P: Packet>(packet: &mut P, headers: &Headers, dst: Addr) -> Result<Hop, Reason> {
-    packet.route(&Query {
-        src: headers.src,
-        dst,
-        protocol: headers.protocol,
-        sport: headers.sport,
-        dport: headers.dport,
-    })
+pub fn route<P: Packet>(packet: &mut P, headers: &Headers, dst: Addr, hop: &mut Hop) -> Result<(), Reason> {
+    let query = Query { src: headers.src, dst, protocol: headers.protocol, sport: headers.sport, dport: headers.dport };
+    packet.route(&query, hop)
 }
 
 /// # Errors

@@ -15,6 +15,7 @@ pub mod service;
 pub mod socket;
 pub mod tables;
 pub mod uplink;
+pub mod visit;
 
 pub use packet::Packet;
 pub use tables::Tables;
@@ -26,6 +27,6 @@ pub enum Action {
     Pass,
     /// Changed, and into this node's stack or on to the link it was leaving by.
     Deliver,
-    /// Changed, and out by this hop.
-    Transmit(forward::Hop),
+    /// Changed, and out by the hop that was found.
+    Transmit,
 }

@@ -1,6 +1,6 @@
 //! Opening a flow: both of its cells, and a source port where it needs one.
 use svc_common::Reason;
-use svc_common::flow::{Added, Entry, Hit, Key, add, find, remove};
+use svc_common::flow::{Added, Entry, Hit, Key, Memory, add, find};
 use svc_common::map::{BACKEND_LOCAL, BackendSlot, Config};
 use svc_common::select::pick;
 
@@ -17,7 +17,7 @@ const TRIES: u32 = 8;
 ///
 /// # Errors
 /// [`Reason::FlowTableFull`], [`Reason::NoSourcePort`].
-#[cfg_attr(target_arch = "bpf", inline(never))]
+#[inline(always)]
 pub fn open<T: Tables>(
     tables: &T,
     headers: &Headers,
@@ -46,7 +46,7 @@ pub fn open<T: Tables>(
                     *hit = forward.hit(now);
                     return Ok(());
                 }
-                remove(tables.flows(), &reverse_key);
+                tables.flows().remove(&reverse_key);
                 // Another core opened the same flow meanwhile: its choice holds.
                 if added == Added::Exists && !find(tables.flows(), key, hit).is_null() {
                     return Ok(());

@@ -45,11 +45,11 @@ pub trait Packet {
     /// Where the packet is too short or the kernel refuses.
     fn patch_l4(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason>;
 
-    /// The way to `query.dst` from here.
+    /// The way to `query.dst` from here, into `hop`.
     ///
     /// # Errors
     /// [`Reason::NoRoute`] and [`Reason::TooBig`]; in front of the stack also where only the stack can send it.
-    fn route(&mut self, query: &Query) -> Result<Hop, Reason>;
+    fn route(&mut self, query: &Query, hop: &mut Hop) -> Result<(), Reason>;
 }
 
 /// A packet that can be turned into another: only in the stack.

@@ -1,6 +1,11 @@
 //! What the engine looks things up in.
+use svc_common::flow::{Hit, Key};
 use svc_common::map::{AddressFlags, BackendSlot, Config, Frontend, FrontendKey, SocketKey, SocketPeer, Uplink};
 use svc_common::{Addr, Reason, flow};
+
+use crate::open::open;
+use crate::parse::Headers;
+use crate::visit::{Visit, visit};
 
 /// One backend set, all of whose slots are of the same version.
 pub trait BackendSet {
@@ -24,6 +29,25 @@ pub trait Tables {
     /// Ticks of [`flow::TICK_SHIFT`], which wrap.
     fn now(&self) -> u16;
     fn random(&self) -> u32;
+
+    /// [`visit`], or a kernel function that is verified by itself and calls it.
+    fn visit(&self, key: &Key, headers: &Headers, hit: &mut Hit, now: u16) -> Visit
+    where
+        Self: Sized,
+    {
+        visit(self, key, headers, hit, now)
+    }
+
+    /// [`open`], or a kernel function that is verified by itself and calls it.
+    ///
+    /// # Errors
+    /// As [`open`].
+    fn open(&self, headers: &Headers, key: &Key, backend: &BackendSlot, hit: &mut Hit) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        open(self, headers, key, backend, hit)
+    }
 }
 
 /// What the socket hooks remember.

@@ -8,7 +8,11 @@ use svc_common::map::{
     Uplink,
 };
 use svc_common::{Addr, Reason, flow};
+use svc_ebpf::parse::Headers;
 use svc_ebpf::tables::{BackendSet, Sockets, Tables};
+use svc_ebpf::visit::Visit;
+
+use super::global;
 
 type Slots = Array<BackendSlot, 1, { BPF_F_INNER_MAP as usize }>;
 
@@ -22,7 +26,6 @@ static BACKENDS: Array<Backend, 262144> = Array::new();
 static ADDRESSES: HashMap<Addr, AddressFlags, 65536> = HashMap::new();
 /// Only inspection and a restarted agent read it.
 #[btf_map]
-#[used]
 static SERVICES: HashMap<u32, ServiceName, 65536> = HashMap::new();
 #[btf_map]
 static UPLINKS: HashMap<u32, Uplink, 256> = HashMap::new();
@@ -35,12 +38,6 @@ static SOCKETS: LruHashMap<SocketKey, SocketPeer, 131072> = LruHashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, 32> = PerCpuArray::new();
 const _: () = assert!(Reason::ALL.len() <= 32);
-
-/// Keeps `SERVICES`, which no program reads, in the object.
-#[inline(always)]
-pub(super) fn keep_services() {
-    core::hint::black_box(SERVICES.get_ptr(&0u32));
-}
 
 pub(super) struct Maps;
 pub(super) struct Flows;
@@ -64,6 +61,31 @@ impl flow::Memory for Flows {
     #[inline(always)]
     fn seed(&self) -> u64 {
         CONFIG.get(0).map_or(0, |config| config.flow_seed)
+    }
+
+    #[inline(always)]
+    fn put(&self, entry: &flow::Entry, now: u16, room: flow::Room) -> flow::Added {
+        global::put(entry, now, room)
+    }
+
+    #[inline(always)]
+    fn make_room(&self, entry: &flow::Entry, now: u16) {
+        global::make_room(entry, now);
+    }
+
+    #[inline(always)]
+    fn sync(&self, key: &flow::Key, hit: &flow::Hit, now: u16) {
+        global::sync(key, hit, now);
+    }
+
+    #[inline(always)]
+    fn close(&self, key: &flow::Key, hit: &flow::Hit) {
+        global::close(key, hit);
+    }
+
+    #[inline(always)]
+    fn remove(&self, key: &flow::Key) {
+        global::remove(key);
     }
 }
 
@@ -131,6 +153,22 @@ impl Tables for Maps {
     fn random(&self) -> u32 {
         // SAFETY: no arguments.
         unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn visit(&self, key: &flow::Key, headers: &Headers, hit: &mut flow::Hit, now: u16) -> Visit {
+        global::visit(key, headers, hit, now)
+    }
+
+    #[inline(always)]
+    fn open(
+        &self,
+        headers: &Headers,
+        key: &flow::Key,
+        backend: &BackendSlot,
+        hit: &mut flow::Hit,
+    ) -> Result<(), Reason> {
+        global::open(headers, key, backend, hit)
     }
 }
 

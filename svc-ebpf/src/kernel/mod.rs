@@ -1,4 +1,5 @@
 //! Bound to the kernel: one file a kind of hook, and every map in `maps.rs`.
+mod global;
 mod maps;
 mod route;
 mod sock_addr;

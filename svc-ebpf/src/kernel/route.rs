@@ -14,9 +14,14 @@ const AF_INET6: u8 = 10;
 
 /// `length`: the packet's without its link header, or 0 not to have it compared with the next link's MTU.
 #[inline(always)]
-pub(super) fn route<C: EbpfContext>(context: &C, ifindex: u32, length: u16, query: &Query) -> Result<Hop, Reason> {
-    let mut hop = Hop::default();
-    look_up(context.as_ptr(), ifindex, length, query, &mut hop).map(|()| hop)
+pub(super) fn route<C: EbpfContext>(
+    context: &C,
+    ifindex: u32,
+    length: u16,
+    query: &Query,
+    hop: &mut Hop,
+) -> Result<(), Reason> {
+    look_up(context.as_ptr(), ifindex, length, query, hop)
 }
 
 /// A function of its own: its parameters and the engine's variables together would not fit one stack frame.

@@ -12,7 +12,7 @@ use svc_ebpf::forward::{Hop, Query};
 use svc_ebpf::packet::{Packet, Pod, Resize};
 use svc_ebpf::{Action, Tables, reject, uplink};
 
-use super::maps::{Maps, keep_services};
+use super::maps::Maps;
 use super::{at, route};
 
 /// Not judged here: the next program, or the stack, goes on with it.
@@ -75,10 +75,10 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn route(&mut self, query: &Query) -> Result<Hop, Reason> {
+    fn route(&mut self, query: &Query, hop: &mut Hop) -> Result<(), Reason> {
         // Segments are cut to the next link's size by the stack.
         let length = if self.is_gso() { 0 } else { self.size().wrapping_sub(ETHERNET as u32) as u16 };
-        route::route(self.0, self.ifindex(), length, query)
+        route::route(self.0, self.ifindex(), length, query, hop)
     }
 }
 
@@ -162,11 +162,11 @@ fn refuse(context: &TcContext, reason: Reason) -> i32 {
 
 #[classifier]
 pub fn svc_ingress(context: TcContext) -> i32 {
-    keep_services();
     linear(&context);
     let mut packet = Skb(&context);
-    match uplink::ingress(&mut packet, &Maps) {
-        Ok(Action::Transmit(hop)) => transmit(&hop),
+    let mut hop = Hop::default();
+    match uplink::ingress(&mut packet, &Maps, &mut hop) {
+        Ok(Action::Transmit) => transmit(&hop),
         Ok(Action::Pass | Action::Deliver) => NEXT,
         Err(reason) => refuse(&context, reason),
     }

@@ -57,17 +57,17 @@ impl Packet for Frame<'_> {
 
     /// Only what leaves by the link it came from, with a neighbour that is known.
     #[inline(always)]
-    fn route(&mut self, query: &Query) -> Result<Hop, Reason> {
+    fn route(&mut self, query: &Query, hop: &mut Hop) -> Result<(), Reason> {
         let length = self.size().wrapping_sub(svc_ebpf::family::ETHERNET as u32) as u16;
-        let hop = route::route(self.0, self.ifindex(), length, query)?;
-        if hop.is_resolved() && hop.ifindex == self.ifindex() { Ok(hop) } else { Err(Reason::NoRoute) }
+        route::route(self.0, self.ifindex(), length, query, hop)?;
+        if hop.is_resolved() && hop.ifindex == self.ifindex() { Ok(()) } else { Err(Reason::NoRoute) }
     }
 }
 
 #[xdp]
 pub fn svc_xdp(context: XdpContext) -> u32 {
-    match uplink::ingress(&mut Frame(&context), &Maps) {
-        Ok(Action::Transmit(_)) => XDP_TX,
+    match uplink::ingress(&mut Frame(&context), &Maps, &mut Hop::default()) {
+        Ok(Action::Transmit) => XDP_TX,
         // What was refused here is judged, and counted, by tc.
         Ok(Action::Pass | Action::Deliver) | Err(_) => XDP_PASS,
     }

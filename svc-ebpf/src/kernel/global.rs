@@ -1,0 +1,146 @@
+//! Parts of the engine as global functions. The verifier walks each one once, for any arguments of its types, instead of
+//! again for every path that leads to it. They take at most five arguments and give back one number.
+use svc_common::Reason;
+use svc_common::flow::{self, Added, Entry, Hit, Key, Room};
+use svc_common::map::BackendSlot;
+use svc_ebpf::parse::Headers;
+use svc_ebpf::visit::Visit;
+
+use super::maps::{Flows, Maps};
+
+#[inline(always)]
+pub(super) fn put(entry: &Entry, now: u16, room: Room) -> Added {
+    match svc_flow_put(entry, now as u32, room as u32) {
+        0 => Added::New,
+        1 => Added::Exists,
+        _ => Added::Full,
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_put(entry: *const Entry, now: u32, room: u32) -> u32 {
+    // SAFETY: null, or the caller's, which the verifier makes sure of; so for all pointers below.
+    let Some(entry) = (unsafe { entry.as_ref() }) else { return 2 };
+    let room = if room == Room::Spare as u32 { Room::Spare } else { Room::Dispensable };
+    match flow::put(&Flows, entry, now as u16, room) {
+        Added::New => 0,
+        Added::Exists => 1,
+        Added::Full => 2,
+    }
+}
+
+#[inline(always)]
+pub(super) fn make_room(entry: &Entry, now: u16) {
+    svc_flow_make_room(entry, now as u32);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_make_room(entry: *const Entry, now: u32) -> u32 {
+    // SAFETY: as above.
+    if let Some(entry) = unsafe { entry.as_ref() } {
+        flow::make_room(&Flows, entry, now as u16);
+    }
+    0
+}
+
+#[inline(always)]
+pub(super) fn sync(key: &Key, hit: &Hit, now: u16) {
+    svc_flow_sync(key, hit, now as u32);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_sync(key: *const Key, hit: *const Hit, now: u32) -> u32 {
+    // SAFETY: as above.
+    if let (Some(key), Some(hit)) = unsafe { (key.as_ref(), hit.as_ref()) } {
+        flow::sync(&Flows, key, hit, now as u16);
+    }
+    0
+}
+
+#[inline(always)]
+pub(super) fn close(key: &Key, hit: &Hit) {
+    svc_flow_close(key, hit);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_close(key: *const Key, hit: *const Hit) -> u32 {
+    // SAFETY: as above.
+    if let (Some(key), Some(hit)) = unsafe { (key.as_ref(), hit.as_ref()) } {
+        flow::close(&Flows, key, hit);
+    }
+    0
+}
+
+#[inline(always)]
+pub(super) fn remove(key: &Key) {
+    svc_flow_remove(key);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_remove(key: *const Key) -> u32 {
+    // SAFETY: as above.
+    if let Some(key) = unsafe { key.as_ref() } {
+        flow::remove(&Flows, key);
+    }
+    0
+}
+
+#[inline(always)]
+pub(super) fn visit(key: &Key, headers: &Headers, hit: &mut Hit, now: u16) -> Visit {
+    match svc_flow_visit(key, headers, hit, now as u32) {
+        1 => Visit::Over,
+        2 => Visit::Found,
+        3 => Visit::Told,
+        _ => Visit::None,
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_visit(key: *const Key, headers: *const Headers, hit: *mut Hit, now: u32) -> u32 {
+    // SAFETY: as above.
+    let (Some(key), Some(headers), Some(hit)) = (unsafe { (key.as_ref(), headers.as_ref(), hit.as_mut()) }) else {
+        return 0;
+    };
+    match svc_ebpf::visit::visit(&Maps, key, headers, hit, now as u16) {
+        Visit::None => 0,
+        Visit::Over => 1,
+        Visit::Found => 2,
+        Visit::Told => 3,
+    }
+}
+
+#[inline(always)]
+pub(super) fn open(headers: &Headers, key: &Key, backend: &BackendSlot, hit: &mut Hit) -> Result<(), Reason> {
+    match svc_flow_open(headers, key, backend, hit) {
+        0 => Ok(()),
+        1 => Err(Reason::NoSourcePort),
+        _ => Err(Reason::FlowTableFull),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_open(
+    headers: *const Headers,
+    key: *const Key,
+    backend: *const BackendSlot,
+    hit: *mut Hit,
+) -> u32 {
+    // SAFETY: as above.
+    let (Some(headers), Some(key), Some(backend), Some(hit)) =
+        (unsafe { (headers.as_ref(), key.as_ref(), backend.as_ref(), hit.as_mut()) })
+    else {
+        return 2;
+    };
+    match svc_ebpf::open::open(&Maps, headers, key, backend, hit) {
+        Ok(()) => 0,
+        Err(Reason::NoSourcePort) => 1,
+        Err(_) => 2,
+    }
+}
