@@ -15,6 +15,13 @@ macro_rules! reasons {
                 match self { $(Reason::$name => $label,)+ }
             }
 
+            /// The reason whose discriminant is `index`.
+            #[inline(always)]
+            pub const fn from_index(index: u32) -> Option<Reason> {
+                // SAFETY: the discriminants are the numbers from 0 on.
+                if index < Reason::ALL.len() as u32 { Some(unsafe { core::mem::transmute::<u32, Reason>(index) }) } else { None }
+            }
+
             /// A sentence for people.
             pub const fn description(self) -> &'static str {
                 match self { $(Reason::$name => concat!($($doc),+).trim_ascii(),)+ }
@@ -24,6 +31,8 @@ macro_rules! reasons {
 }
 
 reasons! {
+    /// Passed on untouched: none of a Service's. Not counted.
+    NotService = "not_service",
     /// A packet of a known flow, towards its backend.
     FlowHit = "flow_hit",
     /// A packet that opened a flow.
@@ -68,6 +77,7 @@ mod tests {
     fn a_discriminant_is_the_index_in_the_table() {
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_index(index as u32), Some(*reason));
             assert!(!reason.description().is_empty());
         }
     }

@@ -4,20 +4,8 @@ use svc_common::{Addr, Reason};
 
 use crate::family::Family;
 use crate::packet::Packet;
-use crate::parse::Headers;
 
-/// What is asked of the routing table.
-#[derive(Clone, Copy, Debug)]
-pub struct Query {
-    pub src: Addr,
-    pub dst: Addr,
-    pub protocol: u8,
-    /// Network byte order.
-    pub sport: u16,
-    pub dport: u16,
-}
-
-/// What it answers.
+/// The way to the next host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hop {
     pub ifindex: u32,
@@ -32,14 +20,6 @@ impl Hop {
     pub const fn is_resolved(&self) -> bool {
         self.macs[0] | self.macs[1] | self.macs[2] != 0
     }
-}
-
-/// # Errors
-/// What [`Packet::route`] says.
-#[inline(always)]
-pub fn route<P: Packet>(packet: &mut P, headers: &Headers, dst: Addr, hop: &mut Hop) -> Result<(), Reason> {
-    let query = Query { src: headers.src, dst, protocol: headers.protocol, sport: headers.sport, dport: headers.dport };
-    packet.route(&query, hop)
 }
 
 /// # Errors

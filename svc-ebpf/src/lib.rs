@@ -19,14 +19,3 @@ pub mod visit;
 
 pub use packet::Packet;
 pub use tables::Tables;
-
-/// What becomes of a packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// On its way as it came.
-    Pass,
-    /// Changed, and into this node's stack or on to the link it was leaving by.
-    Deliver,
-    /// Changed, and out by the hop that was found.
-    Transmit,
-}

@@ -5,26 +5,24 @@ use svc_common::map::{BACKEND_LOCAL, BackendSlot, Config};
 use svc_common::select::pick;
 
 use crate::parse::Headers;
+use crate::service::{Scope, choose, lookup};
 use crate::tables::Tables;
 
 /// Source ports to try before a newcomer is turned away.
 const TRIES: u32 = 8;
 
-/// Opens the flow of `headers`, whose key is `key`, towards `backend`; what its packets need stands in `hit` then.
+/// Opens the flow of `headers`, whose key is `key`, towards one of its frontend's backends; what its packets need
+/// stands in `hit` then.
 ///
 /// The client's address stays where the backend is on this node and replies pass by here; elsewhere it becomes this
 /// node's. The client's port stays unless another flow to the same backend has it already.
 ///
 /// # Errors
-/// [`Reason::FlowTableFull`], [`Reason::NoSourcePort`].
+/// Those of [`lookup`] and [`choose`], [`Reason::FlowTableFull`], [`Reason::NoSourcePort`].
 #[inline(always)]
-pub fn open<T: Tables>(
-    tables: &T,
-    headers: &Headers,
-    key: &Key,
-    backend: &BackendSlot,
-    hit: &mut Hit,
-) -> Result<(), Reason> {
+pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) -> Result<(), Reason> {
+    let mut backend = BackendSlot::default();
+    balance(tables, headers, &mut backend)?;
     let now = tables.now();
     let config = tables.config();
     let masquerade = backend.flags & BACKEND_LOCAL == 0;
@@ -58,6 +56,13 @@ pub fn open<T: Tables>(
         }
     }
     Err(Reason::NoSourcePort)
+}
+
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) -> Result<(), Reason> {
+    let frontend = lookup(tables, headers.dst, headers.dport, headers.protocol, false)?;
+    *backend = choose(tables, &frontend, Scope::External)?;
+    Ok(())
 }
 
 /// Network byte order.

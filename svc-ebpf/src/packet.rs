@@ -2,7 +2,8 @@
 use svc_common::checksum::Diff;
 use svc_common::{Addr, Reason};
 
-use crate::forward::{Hop, Query};
+use crate::forward::Hop;
+use crate::parse::Headers;
 
 /// Plain bytes that may be read from and written to a packet.
 ///
@@ -45,11 +46,11 @@ pub trait Packet {
     /// Where the packet is too short or the kernel refuses.
     fn patch_l4(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason>;
 
-    /// The way to `query.dst` from here, into `hop`.
+    /// The way to `dst` for a packet with these headers, into `hop`.
     ///
     /// # Errors
     /// [`Reason::NoRoute`] and [`Reason::TooBig`]; in front of the stack also where only the stack can send it.
-    fn route(&mut self, query: &Query, hop: &mut Hop) -> Result<(), Reason>;
+    fn route(&mut self, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason>;
 }
 
 /// A packet that can be turned into another: only in the stack.

@@ -6,7 +6,7 @@ use crate::family::{ETHERNET, Family, V4, V6};
 use crate::packet::Packet;
 
 /// Ports in network byte order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 pub struct Headers {
     pub v4: bool,
     pub src: Addr,
@@ -37,31 +37,30 @@ pub const fn checksum_offset(protocol: u8) -> usize {
     if protocol == TCP { 16 } else { 6 }
 }
 
-/// `None` where the packet is none that a Service could have.
-///
 /// # Errors
-/// [`Reason::Truncated`], [`Reason::Unsupported`].
+/// [`Reason::NotService`] where the packet is none that a Service could have, [`Reason::Truncated`],
+/// [`Reason::Unsupported`].
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P) -> Result<Option<Headers>, Reason> {
+pub fn parse<P: Packet>(packet: &P) -> Result<Headers, Reason> {
     let ethertype: u16 = packet.get(ETHERNET - 2)?;
     if ethertype == V4::ETHERTYPE {
         parse_as::<P, V4>(packet)
     } else if ethertype == V6::ETHERTYPE {
         parse_as::<P, V6>(packet)
     } else {
-        Ok(None)
+        Err(Reason::NotService)
     }
 }
 
 #[inline(always)]
-fn parse_as<P: Packet, F: Family>(packet: &P) -> Result<Option<Headers>, Reason> {
+fn parse_as<P: Packet, F: Family>(packet: &P) -> Result<Headers, Reason> {
     let protocol: u8 = packet.get(F::PROTOCOL)?;
     if protocol != TCP && protocol != UDP {
-        return Ok(None);
+        return Err(Reason::NotService);
     }
     F::check(packet)?;
     let (src, dst) = F::addresses(packet)?;
     let [sport, dport] = packet.get::<[u16; 2]>(F::L4)?;
     let flags = if protocol == TCP { packet.get(F::L4 + 13)? } else { 0 };
-    Ok(Some(Headers { v4: F::IS_V4, src, dst, sport, dport, protocol, flags }))
+    Ok(Headers { v4: F::IS_V4, src, dst, sport, dport, protocol, flags })
 }

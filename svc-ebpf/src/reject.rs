@@ -14,30 +14,30 @@ const HOP_LIMIT: u8 = 64;
 const TCP_HEADER: usize = 20;
 const ICMP_HEADER: usize = 8;
 
-/// Turns the packet into its refusal, to be sent back by the link it came from. False where none is due: a
-/// reset is not answered.
+/// Turns the packet into its refusal, to be sent back by the link it came from.
 ///
 /// # Errors
-/// [`Reason::Truncated`], [`Reason::HelperFailed`]: the packet is spoilt then.
+/// [`Reason::NotService`] where none is due, since a reset is not answered; [`Reason::Truncated`],
+/// [`Reason::HelperFailed`]: the packet is spoilt then.
 #[inline(always)]
-pub fn reject<P: Resize>(packet: &mut P) -> Result<bool, Reason> {
-    let Some(headers) = parse(packet)? else { return Ok(false) };
+pub fn reject<P: Resize>(packet: &mut P) -> Result<(), Reason> {
+    let headers = parse(packet)?;
     if headers.v4 { reject_of::<P, V4>(packet, &headers) } else { reject_of::<P, V6>(packet, &headers) }
 }
 
 #[inline(always)]
-fn reject_of<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<bool, Reason> {
+fn reject_of<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<(), Reason> {
     if headers.protocol != TCP {
         unreachable::<P, F>(packet, headers)
     } else if headers.flags & TCP_RST == 0 {
         reset::<P, F>(packet, headers)
     } else {
-        Ok(false)
+        Err(Reason::NotService)
     }
 }
 
-#[inline(always)]
-fn reset<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<bool, Reason> {
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn reset<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<(), Reason> {
     let [seq, ack] = packet.get::<[u32; 2]>(F::L4 + 4)?;
     let data_offset = packet.get::<u8>(F::L4 + 12)? >> 4;
     let header = data_offset as u32 * 4;
@@ -74,11 +74,11 @@ fn reset<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<bool
         sum += word as u64;
     }
     packet.set_l4_checksum(F::L4 + checksum_offset(TCP), fold(pseudo), !fold(sum))?;
-    Ok(true)
+    Ok(())
 }
 
-#[inline(always)]
-fn unreachable<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<bool, Reason> {
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn unreachable<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<(), Reason> {
     if F::IS_V4 {
         // The network header and 8 bytes more: what RFC 792 asks for, and all that a socket is found by.
         let quoted: [u16; 14] = packet.get(ETHERNET)?;
@@ -109,7 +109,7 @@ fn unreachable<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Resul
         }
         packet.set(V6::L4, [head, !fold(sum), 0, unused])?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// The link and network headers of an answer to `headers`, with `length` bytes to follow.

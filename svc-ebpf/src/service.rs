@@ -18,30 +18,23 @@ pub enum Scope {
     External,
 }
 
-/// The frontend that `addr`:`port` is, if it is one. `port` in network byte order; `loopback`: a loopback address means
+/// The frontend that `addr`:`port` is. `port` in network byte order; `loopback`: a loopback address means
 /// this node's ports.
 ///
 /// # Errors
-/// [`Reason::UnknownPort`] where the address is a ClusterIP that has no such port.
+/// [`Reason::NotService`] where it is none, [`Reason::UnknownPort`] where the address is a ClusterIP that has no such port.
 #[inline(always)]
-pub fn lookup<T: Tables>(
-    tables: &T,
-    addr: Addr,
-    port: u16,
-    protocol: u8,
-    loopback: bool,
-) -> Result<Option<Frontend>, Reason> {
+pub fn lookup<T: Tables>(tables: &T, addr: Addr, port: u16, protocol: u8, loopback: bool) -> Result<Frontend, Reason> {
     if let Some(frontend) = tables.frontend(&FrontendKey::new(addr, port, protocol)) {
-        return Ok(Some(frontend));
+        return Ok(frontend);
     }
     let flags = tables.address(&addr);
-    if flags & ADDRESS_NODE != 0 || (loopback && addr.is_loopback()) {
-        let node_port = tables.frontend(&FrontendKey::new(addr.any(), port, protocol));
-        if node_port.is_some() {
-            return Ok(node_port);
-        }
+    if (flags & ADDRESS_NODE != 0 || (loopback && addr.is_loopback()))
+        && let Some(node_port) = tables.frontend(&FrontendKey::new(addr.any(), port, protocol))
+    {
+        return Ok(node_port);
     }
-    if flags & ADDRESS_CLUSTER_IP != 0 { Err(Reason::UnknownPort) } else { Ok(None) }
+    Err(if flags & ADDRESS_CLUSTER_IP != 0 { Reason::UnknownPort } else { Reason::NotService })
 }
 
 /// One of the frontend's backends.

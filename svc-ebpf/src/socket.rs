@@ -15,38 +15,32 @@ pub struct Request {
     pub protocol: u8,
 }
 
-/// Where `connect()` is to go instead; `None` where the address is no frontend.
+/// Where `connect()` is to go instead.
 ///
 /// # Errors
-/// Why the connection is refused.
+/// [`Reason::NotService`] where the address is no frontend, else why the connection is refused.
 #[inline(always)]
-pub fn connect<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<Option<SocketPeer>, Reason> {
-    let peer = balance(tables, request)?;
-    if peer.is_some() {
-        tables.count(Reason::SocketConnected, 0);
-    }
-    Ok(peer)
+pub fn connect<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<SocketPeer, Reason> {
+    balance(tables, request).inspect(|_| tables.count(Reason::SocketConnected, 0))
 }
 
 /// Where one datagram of an unconnected socket is to go instead: as long as it lives, to the backend that the socket's
 /// last datagram to this frontend went to.
 ///
 /// # Errors
-/// Why the datagram is refused.
+/// As [`connect`].
 #[inline(always)]
-pub fn send<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<Option<SocketPeer>, Reason> {
+pub fn send<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<SocketPeer, Reason> {
     let sticky = key(request, SOCKET_STICKY);
     if let Some(peer) = tables.peer(&sticky)
         && tables.is_live(peer.backend)
     {
         tables.count(Reason::SocketDatagram, 0);
-        return Ok(Some(peer));
+        return Ok(peer);
     }
     let peer = balance(tables, request)?;
-    if let Some(peer) = &peer {
-        tables.set_peer(&sticky, peer);
-        tables.count(Reason::SocketDatagram, 0);
-    }
+    tables.set_peer(&sticky, &peer);
+    tables.count(Reason::SocketDatagram, 0);
     Ok(peer)
 }
 
@@ -57,15 +51,13 @@ pub fn asked_for<T: Sockets>(tables: &T, request: &Request) -> Option<SocketPeer
 }
 
 #[inline(always)]
-fn balance<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<Option<SocketPeer>, Reason> {
+fn balance<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<SocketPeer, Reason> {
     let loopback = request.netns == tables.config().host_netns;
-    let Some(frontend) = lookup(tables, request.addr, request.port, request.protocol, loopback)? else {
-        return Ok(None);
-    };
+    let frontend = lookup(tables, request.addr, request.port, request.protocol, loopback)?;
     let BackendSlot { addr, port, id, .. } = choose(tables, &frontend, Scope::Internal)?;
     let reverse = SocketKey { addr, port, ..key(request, SOCKET_REVERSE) };
     tables.set_peer(&reverse, &SocketPeer { addr: request.addr, port: request.port, pad: 0, backend: id });
-    Ok(Some(SocketPeer { addr, port, pad: 0, backend: id }))
+    Ok(SocketPeer { addr, port, pad: 0, backend: id })
 }
 
 #[inline(always)]

@@ -42,11 +42,11 @@ pub trait Tables {
     ///
     /// # Errors
     /// As [`open`].
-    fn open(&self, headers: &Headers, key: &Key, backend: &BackendSlot, hit: &mut Hit) -> Result<(), Reason>
+    fn open(&self, headers: &Headers, key: &Key, hit: &mut Hit) -> Result<(), Reason>
     where
         Self: Sized,
     {
-        open(self, headers, key, backend, hit)
+        open(self, headers, key, hit)
     }
 }
 

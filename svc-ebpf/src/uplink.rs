@@ -2,49 +2,51 @@
 use svc_common::Reason;
 use svc_common::flow::{Hit, Key, Memory};
 
-use crate::Action;
 use crate::family::{Family, V4, V6};
-use crate::forward::{Hop, check_hop_limit, route, send_on};
+use crate::forward::{Hop, check_hop_limit, send_on};
 use crate::packet::Packet;
 use crate::parse::{Headers, parse};
 use crate::rewrite::{Endpoints, rewrite};
-use crate::service::{Scope, choose, lookup};
 use crate::tables::Tables;
 use crate::visit::Visit;
 
-/// A packet from the network.
+/// What is known of the packet at hand. It is the caller's, since the kernel's stack of 512 bytes has no room for it.
+#[derive(Clone, Copy, Default)]
+pub struct Scratch {
+    headers: Headers,
+    key: Key,
+    hit: Hit,
+    pub hop: Hop,
+}
+
+/// A packet from the network: changed, and then to be sent by `scratch.hop`, or delivered to the stack where `hop` has no interface.
 ///
 /// # Errors
 /// Why it is not sent on; it is unchanged then unless a kernel helper failed half way.
 #[inline(always)]
-pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, hop: &mut Hop) -> Result<Action, Reason> {
-    let Some(headers) = parse(packet)? else { return Ok(Action::Pass) };
-    let mut hit = Hit::default();
-    let mut key = Key::masqueraded(headers.src, headers.sport, headers.dport, headers.protocol);
+pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Result<(), Reason> {
+    let Scratch { headers, key, hit, hop } = scratch;
+    *hop = Hop::default();
+    *headers = parse(packet)?;
+    *key = Key::masqueraded(headers.src, headers.sport, headers.dport, headers.protocol);
     let config = tables.config();
     let port = u16::from_be(headers.dport);
-    if port < config.snat_first || config.snat_last < port || !follow(tables, &key, &headers, &mut hit) {
-        key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
-        if follow(tables, &key, &headers, &mut hit) {
-            if hit.is_reverse() {
-                return Ok(Action::Pass);
-            }
-        } else {
-            let Some(frontend) = lookup(tables, headers.dst, headers.dport, headers.protocol, false)? else {
-                return Ok(Action::Pass);
-            };
-            let backend = choose(tables, &frontend, Scope::External)?;
-            tables.open(&headers, &key, &backend, &mut hit)?;
+    if port < config.snat_first || config.snat_last < port || !follow(tables, key, headers, hit) {
+        *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
+        if !follow(tables, key, headers, hit) {
+            tables.open(headers, key, hit)?;
             tables.count(Reason::FlowOpened, packet.size());
+        } else if hit.is_reverse() {
+            return Err(Reason::NotService);
         }
     }
     if headers.v4 {
-        apply::<P, T, V4>(packet, tables, &headers, &hit, hop)
+        apply::<P, T, V4>(packet, tables, headers, hit, hop)
     } else {
-        apply::<P, T, V6>(packet, tables, &headers, &hit, hop)
+        apply::<P, T, V6>(packet, tables, headers, hit, hop)
     }?;
     tables.count(if hit.is_reverse() { Reason::Reply } else { Reason::FlowHit }, packet.size());
-    Ok(if hit.is_masqueraded() { Action::Transmit } else { Action::Deliver })
+    Ok(())
 }
 
 /// A packet to the network: the reply of a backend on this node takes its frontend's address again.
@@ -52,16 +54,16 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, hop: &mut Hop) 
 /// # Errors
 /// As [`ingress`].
 #[inline(always)]
-pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Action, Reason> {
-    let Some(headers) = parse(packet)? else { return Ok(Action::Pass) };
-    let key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
-    let mut hit = Hit::default();
-    if !follow(tables, &key, &headers, &mut hit) || !hit.is_reverse() {
-        return Ok(Action::Pass);
+pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Result<(), Reason> {
+    let Scratch { headers, key, hit, .. } = scratch;
+    *headers = parse(packet)?;
+    *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
+    if !follow(tables, key, headers, hit) || !hit.is_reverse() {
+        return Err(Reason::NotService);
     }
-    if headers.v4 { restore::<P, V4>(packet, &headers, &hit) } else { restore::<P, V6>(packet, &headers, &hit) }?;
+    if headers.v4 { restore::<P, V4>(packet, headers, hit) } else { restore::<P, V6>(packet, headers, hit) }?;
     tables.count(Reason::Reply, packet.size());
-    Ok(Action::Deliver)
+    Ok(())
 }
 
 /// Gives a reply the frontend's address.
@@ -88,7 +90,7 @@ fn apply<P: Packet, T: Tables, F: Family>(
     }
     let limit = check_hop_limit::<P, F>(packet)?;
     let dst = if hit.is_reverse() { hit.dst() } else { hit.to() };
-    route(packet, headers, dst, hop)?;
+    packet.route(headers, &dst, hop)?;
     let to = if hit.is_reverse() {
         Endpoints { src: hit.to(), sport: hit.port, dst, dport: hit.second }
     } else {

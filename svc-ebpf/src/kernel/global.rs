@@ -2,7 +2,6 @@
 //! again for every path that leads to it. They take at most five arguments and give back one number.
 use svc_common::Reason;
 use svc_common::flow::{self, Added, Entry, Hit, Key, Room};
-use svc_common::map::BackendSlot;
 use svc_ebpf::parse::Headers;
 use svc_ebpf::visit::Visit;
 
@@ -116,31 +115,23 @@ extern "C" fn svc_flow_visit(key: *const Key, headers: *const Headers, hit: *mut
 }
 
 #[inline(always)]
-pub(super) fn open(headers: &Headers, key: &Key, backend: &BackendSlot, hit: &mut Hit) -> Result<(), Reason> {
-    match svc_flow_open(headers, key, backend, hit) {
-        0 => Ok(()),
-        1 => Err(Reason::NoSourcePort),
-        _ => Err(Reason::FlowTableFull),
+pub(super) fn open(headers: &Headers, key: &Key, hit: &mut Hit) -> Result<(), Reason> {
+    match Reason::from_index(svc_flow_open(headers, key, hit)) {
+        None => Ok(()),
+        Some(reason) => Err(reason),
     }
 }
 
+/// The reason's index, or a number that is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn svc_flow_open(
-    headers: *const Headers,
-    key: *const Key,
-    backend: *const BackendSlot,
-    hit: *mut Hit,
-) -> u32 {
+extern "C" fn svc_flow_open(headers: *const Headers, key: *const Key, hit: *mut Hit) -> u32 {
     // SAFETY: as above.
-    let (Some(headers), Some(key), Some(backend), Some(hit)) =
-        (unsafe { (headers.as_ref(), key.as_ref(), backend.as_ref(), hit.as_mut()) })
-    else {
-        return 2;
+    let (Some(headers), Some(key), Some(hit)) = (unsafe { (headers.as_ref(), key.as_ref(), hit.as_mut()) }) else {
+        return Reason::HelperFailed as u32;
     };
-    match svc_ebpf::open::open(&Maps, headers, key, backend, hit) {
-        Ok(()) => 0,
-        Err(Reason::NoSourcePort) => 1,
-        Err(_) => 2,
+    match svc_ebpf::open::open(&Maps, headers, key, hit) {
+        Ok(()) => u32::MAX,
+        Err(reason) => reason as u32,
     }
 }

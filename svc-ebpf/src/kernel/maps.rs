@@ -10,6 +10,7 @@ use svc_common::map::{
 use svc_common::{Addr, Reason, flow};
 use svc_ebpf::parse::Headers;
 use svc_ebpf::tables::{BackendSet, Sockets, Tables};
+use svc_ebpf::uplink::Scratch;
 use svc_ebpf::visit::Visit;
 
 use super::global;
@@ -38,6 +39,22 @@ static SOCKETS: LruHashMap<SocketKey, SocketPeer, 131072> = LruHashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, 32> = PerCpuArray::new();
 const _: () = assert!(Reason::ALL.len() <= 32);
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
+
+/// One a hook, since a packet leaving may interrupt nothing but another hook's.
+#[derive(Clone, Copy)]
+pub(super) enum Hook {
+    Xdp = 0,
+    Ingress = 1,
+    Egress = 2,
+}
+
+#[inline(always)]
+pub(super) fn scratch<'a>(hook: Hook) -> Option<&'a mut Scratch> {
+    // SAFETY: this CPU's own, and one hook's programs do not interrupt each other.
+    SCRATCH.get_ptr_mut(hook as u32).map(|scratch| unsafe { &mut *scratch })
+}
 
 pub(super) struct Maps;
 pub(super) struct Flows;
@@ -161,14 +178,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn open(
-        &self,
-        headers: &Headers,
-        key: &flow::Key,
-        backend: &BackendSlot,
-        hit: &mut flow::Hit,
-    ) -> Result<(), Reason> {
-        global::open(headers, key, backend, hit)
+    fn open(&self, headers: &Headers, key: &flow::Key, hit: &mut flow::Hit) -> Result<(), Reason> {
+        global::open(headers, key, hit)
     }
 }
 

@@ -65,13 +65,13 @@ fn point_to(context: &SockAddrContext, v4: bool, peer: &SocketPeer) {
 }
 
 #[inline(always)]
-fn settle(context: &SockAddrContext, v4: bool, answer: Result<Option<SocketPeer>, Reason>) -> i32 {
+fn settle(context: &SockAddrContext, v4: bool, answer: Result<SocketPeer, Reason>) -> i32 {
     match answer {
-        Ok(Some(peer)) => {
+        Ok(peer) => {
             point_to(context, v4, &peer);
             PROCEED
         }
-        Ok(None) => PROCEED,
+        Err(Reason::NotService) => PROCEED,
         Err(reason) => {
             Maps.count(Reason::SocketRefused, 0);
             Maps.count(reason, 0);

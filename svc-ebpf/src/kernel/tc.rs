@@ -1,18 +1,21 @@
 //! In the stack: the uplink's ingress, where all that XDP left is done, and its egress, where replies leave.
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use svc_common::Reason;
 use svc_common::checksum::{Diff, fold};
+use svc_common::{Addr, Reason};
 use svc_ebpf::family::ETHERNET;
-use svc_ebpf::forward::{Hop, Query};
+use svc_ebpf::forward::Hop;
 use svc_ebpf::packet::{Packet, Pod, Resize};
-use svc_ebpf::{Action, Tables, reject, uplink};
+use svc_ebpf::parse::Headers;
+use svc_ebpf::uplink::{self, Scratch};
+use svc_ebpf::{Tables, reject};
 
-use super::maps::Maps;
+use super::maps::{Hook, Maps, scratch};
 use super::{at, route};
 
 /// Not judged here: the next program, or the stack, goes on with it.
@@ -75,10 +78,11 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn route(&mut self, query: &Query, hop: &mut Hop) -> Result<(), Reason> {
+    fn route(&mut self, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         // Segments are cut to the next link's size by the stack.
         let length = if self.is_gso() { 0 } else { self.size().wrapping_sub(ETHERNET as u32) as u16 };
-        route::route(self.0, self.ifindex(), length, query, hop)
+        hop.ifindex = self.ifindex();
+        route::route(self.0.as_ptr(), length, headers, dst, hop)
     }
 }
 
@@ -137,8 +141,8 @@ fn refuse(context: &TcContext, reason: Reason) -> i32 {
     let verdict = match reason {
         Reason::NoBackend | Reason::UnknownPort => match reject::reject(packet) {
             // SAFETY: plain values.
-            Ok(true) => unsafe { bpf_redirect(packet.ifindex(), 0) as i32 },
-            Ok(false) | Err(_) => DROP,
+            Ok(()) => unsafe { bpf_redirect(packet.ifindex(), 0) as i32 },
+            Err(_) => DROP,
         },
         Reason::NoLocalBackend
         | Reason::FlowTableFull
@@ -147,6 +151,7 @@ fn refuse(context: &TcContext, reason: Reason) -> i32 {
         | Reason::HopLimit
         | Reason::TooBig
         | Reason::HelperFailed => DROP,
+        Reason::NotService => return NEXT,
         Reason::Truncated
         | Reason::Unsupported
         | Reason::FlowHit
@@ -163,21 +168,26 @@ fn refuse(context: &TcContext, reason: Reason) -> i32 {
 #[classifier]
 pub fn svc_ingress(context: TcContext) -> i32 {
     linear(&context);
-    let mut packet = Skb(&context);
-    let mut hop = Hop::default();
-    match uplink::ingress(&mut packet, &Maps, &mut hop) {
-        Ok(Action::Transmit) => transmit(&hop),
-        Ok(Action::Pass | Action::Deliver) => NEXT,
+    let Some(scratch) = scratch(Hook::Ingress) else { return NEXT };
+    match ingress(&context, scratch) {
+        Ok(()) if scratch.hop.ifindex != 0 => transmit(&scratch.hop),
+        Ok(()) => NEXT,
         Err(reason) => refuse(&context, reason),
     }
+}
+
+/// A function of its own, so that its variables do not stand on the stack together with those of a refusal.
+#[inline(never)]
+fn ingress(context: &TcContext, scratch: &mut Scratch) -> Result<(), Reason> {
+    uplink::ingress(&mut Skb(context), &Maps, scratch)
 }
 
 #[classifier]
 pub fn svc_egress(context: TcContext) -> i32 {
     linear(&context);
-    let mut packet = Skb(&context);
-    match uplink::egress(&mut packet, &Maps) {
-        Ok(_) => NEXT,
+    let Some(scratch) = scratch(Hook::Egress) else { return NEXT };
+    match uplink::egress(&mut Skb(&context), &Maps, scratch) {
+        Ok(()) => NEXT,
         Err(reason) => refuse(&context, reason),
     }
 }

@@ -1,14 +1,16 @@
 //! In front of the stack. Whatever cannot be done here passes unmodified to the tc program behind, which can do all.
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use svc_common::Reason;
 use svc_common::checksum::Diff;
-use svc_ebpf::forward::{Hop, Query};
+use svc_common::{Addr, Reason};
+use svc_ebpf::forward::Hop;
 use svc_ebpf::packet::{Packet, Pod};
-use svc_ebpf::{Action, uplink};
+use svc_ebpf::parse::Headers;
+use svc_ebpf::uplink;
 
-use super::maps::Maps;
+use super::maps::{Hook, Maps, scratch};
 use super::{at, route};
 
 struct Frame<'a>(&'a XdpContext);
@@ -57,18 +59,20 @@ impl Packet for Frame<'_> {
 
     /// Only what leaves by the link it came from, with a neighbour that is known.
     #[inline(always)]
-    fn route(&mut self, query: &Query, hop: &mut Hop) -> Result<(), Reason> {
+    fn route(&mut self, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         let length = self.size().wrapping_sub(svc_ebpf::family::ETHERNET as u32) as u16;
-        route::route(self.0, self.ifindex(), length, query, hop)?;
+        hop.ifindex = self.ifindex();
+        route::route(self.0.as_ptr(), length, headers, dst, hop)?;
         if hop.is_resolved() && hop.ifindex == self.ifindex() { Ok(()) } else { Err(Reason::NoRoute) }
     }
 }
 
 #[xdp]
 pub fn svc_xdp(context: XdpContext) -> u32 {
-    match uplink::ingress(&mut Frame(&context), &Maps, &mut Hop::default()) {
-        Ok(Action::Transmit) => XDP_TX,
-        // What was refused here is judged, and counted, by tc.
-        Ok(Action::Pass | Action::Deliver) | Err(_) => XDP_PASS,
+    let Some(scratch) = scratch(Hook::Xdp) else { return XDP_PASS };
+    // What was refused here is judged, and counted, by tc.
+    match uplink::ingress(&mut Frame(&context), &Maps, scratch) {
+        Ok(()) if scratch.hop.ifindex != 0 => XDP_TX,
+        Ok(()) | Err(_) => XDP_PASS,
     }
 }
