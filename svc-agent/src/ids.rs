@@ -115,3 +115,54 @@ impl<K: Ord + Clone> Pool<K> {
             || self.released.first_key_value().is_some_and(|(turn, _)| *turn < self.settled)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_given_to_another_key_as_late_as_can_be() {
+        let mut pool = Pool::restore(3, []);
+        assert_eq!([pool.hold(&"a"), pool.hold(&"b")], [Ok(1), Ok(2)]);
+        assert_eq!([pool.release(&"b"), pool.release(&"a")], [Some(2), Some(1)]);
+        pool.settle();
+        assert_eq!([pool.hold(&"c"), pool.hold(&"d"), pool.hold(&"e")], [Ok(3), Ok(2), Ok(1)]);
+        assert_eq!(pool.hold(&"f"), Err(Full(3)));
+    }
+
+    #[test]
+    fn a_key_that_comes_back_has_its_id_again() {
+        let mut pool = Pool::restore(4, []);
+        assert_eq!(pool.hold(&"a"), Ok(1));
+        pool.release(&"a");
+        pool.settle();
+        assert_eq!([pool.hold(&"b"), pool.hold(&"a")], [Ok(2), Ok(1)]);
+    }
+
+    #[test]
+    fn a_released_id_is_not_given_out_before_the_kernel_has_forgotten_it() {
+        let mut pool = Pool::restore(1, []);
+        assert_eq!(pool.hold(&"a"), Ok(1));
+        pool.release(&"a");
+        assert!(!pool.has_room());
+        assert_eq!(pool.hold(&"b"), Err(Full(1)));
+        pool.settle();
+        assert_eq!(pool.hold(&"b"), Ok(1));
+    }
+
+    #[test]
+    fn an_id_is_released_with_its_last_holder() {
+        let mut pool = Pool::restore(1, []);
+        assert_eq!([pool.hold(&"a"), pool.hold(&"a")], [Ok(1), Ok(1)]);
+        assert_eq!([pool.release(&"a"), pool.release(&"a"), pool.release(&"a")], [None, Some(1), None]);
+    }
+
+    #[test]
+    fn a_restart_keeps_ids_and_fills_gaps_before_it_takes_one_away() {
+        let mut pool = Pool::restore(4, [(3, "c"), (1, "a"), (9, "beyond"), (4, "a")]);
+        assert_eq!([pool.hold(&"c"), pool.hold(&"a")], [Ok(3), Ok(1)]);
+        let mut fresh = [pool.hold(&"x").unwrap(), pool.hold(&"y").unwrap()];
+        fresh.sort_unstable();
+        assert_eq!(fresh, [2, 4]);
+    }
+}

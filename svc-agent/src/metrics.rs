@@ -3,14 +3,10 @@ use std::fmt::{Display, Write as _};
 use std::time::UNIX_EPOCH;
 
 use hyper::StatusCode;
-use svc_common::Reason;
-use svc_common::map::Counter;
 
+use crate::dataplane::ReadCounters;
 use crate::serve::Answer;
 use crate::status::{BUCKETS, Status};
-
-/// Reads the kernel's counters, each summed over the CPUs.
-pub type ReadCounters = dyn Fn() -> Vec<(Reason, Counter)> + Send + Sync;
 
 pub fn answer(path: &str, status: &Status, counters: Option<&ReadCounters>) -> Option<Answer> {
     (path == "/metrics").then(|| Answer {

@@ -117,13 +117,13 @@ pub struct Plan {
 }
 
 /// Slices' order does not matter.
-pub fn plan<'a>(service: &Service, slices: impl Iterator<Item = &'a Slice> + Clone, here: Here<'_>) -> Plan {
+pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
     let mut plan = Plan { created: service.created, ..Plan::default() };
     if service.kind != ServiceKind::Proxied {
         return plan;
     }
     plan.warnings.extend(service.faults.iter().cloned());
-    for slice in slices.clone() {
+    for slice in slices {
         plan.warnings.extend(slice.faults.iter().map(|fault| format!("slice {}: {fault}", slice.name.name).into()));
         for endpoint in &slice.endpoints {
             if let Err(refusal) = usable(endpoint.address) {
@@ -155,7 +155,7 @@ pub fn plan<'a>(service: &Service, slices: impl Iterator<Item = &'a Slice> + Clo
             // Whoever uses a ClusterIP is in the cluster, wherever the packet comes from.
             let cluster_ip = match service.internal_policy {
                 Policy::Cluster => FRONTEND_CLUSTER_IP,
-                Policy::Local => FRONTEND_CLUSTER_IP | FRONTEND_INTERNAL_LOCAL | FRONTEND_EXTERNAL_LOCAL,
+                Policy::Local => FRONTEND_CLUSTER_IP | FRONTEND_INTERNAL_LOCAL,
             };
             let external = match service.external_policy {
                 Policy::Cluster => 0,
@@ -186,7 +186,7 @@ pub fn plan<'a>(service: &Service, slices: impl Iterator<Item = &'a Slice> + Clo
                 plan.warnings.push(format!("two ports are called {:?}: only the first is served", port.name).into());
                 continue;
             }
-            let (cluster, local) = targets(port, family, slices.clone(), here);
+            let (cluster, local) = targets(port, family, slices, here);
             let wants_local = frontends
                 .iter()
                 .any(|frontend| frontend.flags & (FRONTEND_INTERNAL_LOCAL | FRONTEND_EXTERNAL_LOCAL) != 0);
@@ -203,12 +203,7 @@ pub fn plan<'a>(service: &Service, slices: impl Iterator<Item = &'a Slice> + Clo
 }
 
 /// The targets of policy Cluster and those of policy Local.
-fn targets<'a>(
-    port: &ServicePort,
-    family: Family,
-    slices: impl Iterator<Item = &'a Slice>,
-    here: Here<'_>,
-) -> (Vec<Target>, Vec<Target>) {
+fn targets<'a>(port: &ServicePort, family: Family, slices: &[&'a Slice], here: Here<'_>) -> (Vec<Target>, Vec<Target>) {
     let mut found: BTreeMap<(Addr, u16), Candidate<'a>> = BTreeMap::new();
     for slice in slices {
         let matching = slice.ports.iter().filter(|other| other.name == port.name && other.protocol == port.protocol);
@@ -339,4 +334,205 @@ pub fn node_addresses(local: &[IpAddr], node: Option<&Node>, filter: &NodePortAd
         })
         .map(|address| Addr::from(*address))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::{Condition, Endpoint, SlicePort};
+    use rstest::rstest;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn service() -> Service {
+        Service {
+            name: ObjectName::new("default", "web"),
+            created: 0,
+            kind: ServiceKind::Proxied,
+            families: vec![Family::V4, Family::V6],
+            cluster_ips: vec![ip("10.96.0.10"), ip("fd00:96::10")],
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            ports: vec![ServicePort { name: "http".into(), port: 80, protocol: Protocol::Tcp, node_port: 0 }],
+            internal_policy: Policy::Cluster,
+            external_policy: Policy::Cluster,
+            affinity_seconds: 0,
+            faults: vec![],
+        }
+    }
+
+    fn endpoint(address: &str, node: &str) -> Endpoint {
+        Endpoint {
+            address: ip(address),
+            node: Some(node.into()),
+            condition: Condition::READY,
+            zone_hints: Box::default(),
+            node_hints: Box::default(),
+        }
+    }
+
+    fn slice(name: &str, port: &str, protocol: Protocol, endpoints: Vec<Endpoint>) -> Slice {
+        Slice {
+            name: ObjectName::new("default", name),
+            service: "web".into(),
+            ports: vec![SlicePort { name: port.into(), port: 8080, protocol }],
+            endpoints,
+            faults: vec![],
+        }
+    }
+
+    const HERE: Here<'_> = Here { node: "a", zone: None };
+
+    fn addresses(targets: &[Target]) -> Vec<String> {
+        targets.iter().map(|target| target.addr.to_string()).collect()
+    }
+
+    fn frontends(plan: &Plan) -> Vec<String> {
+        let all = plan.ports.iter().flat_map(|port| &port.frontends);
+        all.map(|frontend| crate::dataplane::dump::key_text(&frontend.key)).collect()
+    }
+
+    #[test]
+    fn a_frontend_has_backends_of_its_own_family_only() {
+        let v4 = slice("v4", "http", Protocol::Tcp, vec![endpoint("10.1.0.1", "b")]);
+        let v6 = slice("v6", "http", Protocol::Tcp, vec![endpoint("fd00::1", "b")]);
+        let plan = plan(&service(), &[&v4, &v6], HERE);
+        let found: Vec<_> = plan.ports.iter().map(|port| (port.name.family, addresses(&port.cluster))).collect();
+        assert_eq!(found, [(Family::V4, vec!["10.1.0.1".to_owned()]), (Family::V6, vec!["fd00::1".to_owned()])]);
+    }
+
+    #[rstest]
+    #[case::name("other", Protocol::Tcp)]
+    #[case::protocol("http", Protocol::Udp)]
+    fn a_slice_port_counts_by_name_and_protocol(#[case] name: &str, #[case] protocol: Protocol) {
+        let other = slice("s", name, protocol, vec![endpoint("10.1.0.1", "b")]);
+        let plan = plan(&service(), &[&other], HERE);
+        assert!(plan.ports.iter().all(|port| port.cluster.is_empty()));
+        assert_eq!(frontends(&plan), ["10.96.0.10:80/TCP", "[fd00:96::10]:80/TCP"]);
+    }
+
+    #[test]
+    fn an_endpoint_in_two_slices_counts_once_and_as_local_where_either_says_so() {
+        let one = slice("one", "http", Protocol::Tcp, vec![endpoint("10.1.0.1", "b")]);
+        let two = slice("two", "http", Protocol::Tcp, vec![endpoint("10.1.0.1", "a")]);
+        for slices in [[&one, &two], [&two, &one]] {
+            let plan = plan(&service(), &slices, HERE);
+            assert_eq!(plan.ports[0].cluster.len(), 1);
+            assert!(plan.ports[0].cluster[0].local);
+        }
+    }
+
+    #[rstest]
+    #[case::headless(ServiceKind::Headless)]
+    #[case::external_name(ServiceKind::ExternalName)]
+    fn what_dns_serves_is_not_planned(#[case] kind: ServiceKind) {
+        assert_eq!(plan(&Service { kind, ..service() }, &[], HERE), Plan::default());
+    }
+
+    #[rstest]
+    #[case::loopback("127.0.0.1")]
+    #[case::loopback_v6("::1")]
+    #[case::link_local("169.254.1.1")]
+    #[case::link_local_v6("fe80::1")]
+    #[case::unspecified("0.0.0.0")]
+    #[case::multicast("224.0.0.5")]
+    #[case::multicast_v6("ff02::1")]
+    #[case::broadcast("255.255.255.255")]
+    #[case::mapped("::ffff:10.0.0.1")]
+    fn an_endpoint_that_cannot_be_sent_to_is_refused_and_its_slice_named(#[case] address: &str) {
+        let bad = slice("web-x7", "http", Protocol::Tcp, vec![endpoint(address, "a"), endpoint("10.1.0.1", "a")]);
+        let plan = plan(&service(), &[&bad], HERE);
+        assert_eq!(addresses(&plan.ports[0].cluster), ["10.1.0.1"]);
+        assert_eq!(plan.ports[1].cluster, []);
+        assert_eq!(plan.warnings.len(), 1);
+        assert!(plan.warnings[0].contains("slice web-x7") && plan.warnings[0].contains("not used"));
+    }
+
+    #[test]
+    fn every_kind_of_frontend_is_planned_with_its_policy() {
+        let mut service = service();
+        service.ports[0].node_port = 30_080;
+        service.external_ips = vec![ip("192.0.2.1")];
+        service.load_balancer_ips = vec![ip("192.0.2.2"), ip("2001:db8::2")];
+        service.external_policy = Policy::Local;
+        let plan = plan(&service, &[], HERE);
+        let found: Vec<_> = plan
+            .ports
+            .iter()
+            .flat_map(|port| &port.frontends)
+            .map(|frontend| (crate::dataplane::dump::key_text(&frontend.key), frontend.flags))
+            .collect();
+        let local = FRONTEND_EXTERNAL_LOCAL;
+        let expected = [
+            ("10.96.0.10:80/TCP", FRONTEND_CLUSTER_IP),
+            ("0.0.0.0:30080/TCP", FRONTEND_NODE_PORT | local),
+            ("192.0.2.1:80/TCP", FRONTEND_EXTERNAL_IP | local),
+            ("192.0.2.2:80/TCP", FRONTEND_LOAD_BALANCER | local),
+            ("[fd00:96::10]:80/TCP", FRONTEND_CLUSTER_IP),
+            ("[::]:30080/TCP", FRONTEND_NODE_PORT | local),
+            ("[2001:db8::2]:80/TCP", FRONTEND_LOAD_BALANCER | local),
+        ];
+        assert_eq!(found, expected.map(|(text, flags)| (text.to_owned(), flags)));
+    }
+
+    #[rstest]
+    #[case::cluster(Policy::Cluster, Policy::Cluster, None)]
+    #[case::internal(Policy::Local, Policy::Cluster, Some(1))]
+    #[case::external_without_external_frontends(Policy::Cluster, Policy::Local, None)]
+    fn local_backends_are_planned_where_a_frontend_asks_for_them(
+        #[case] internal_policy: Policy,
+        #[case] external_policy: Policy,
+        #[case] local: Option<usize>,
+    ) {
+        let here_and_there =
+            slice("s", "http", Protocol::Tcp, vec![endpoint("10.1.0.1", "a"), endpoint("10.1.0.2", "b")]);
+        let plan = plan(&Service { internal_policy, external_policy, ..service() }, &[&here_and_there], HERE);
+        assert_eq!(plan.ports[0].cluster.len(), 2);
+        assert_eq!(plan.ports[0].local.as_ref().map(Vec::len), local);
+    }
+
+    #[test]
+    fn a_single_stack_service_has_its_node_port_in_that_family_alone() {
+        let mut service = service();
+        service.families = vec![Family::V6];
+        service.cluster_ips = vec![ip("fd00:96::10")];
+        service.ports[0].node_port = 30_080;
+        assert_eq!(frontends(&plan(&service, &[], HERE)), ["[fd00:96::10]:80/TCP", "[::]:30080/TCP"]);
+    }
+
+    #[test]
+    fn a_name_that_the_kernel_cannot_hold_costs_only_its_own_service() {
+        let mut service = service();
+        service.name.name = "x".repeat(65).into();
+        let plan = plan(&service, &[], HERE);
+        assert!(plan.ports.is_empty());
+        assert!(plan.warnings[0].contains("longer than 64 bytes"));
+    }
+
+    #[test]
+    fn a_port_name_survives_the_map() {
+        for family in Family::BOTH {
+            let name = PortName {
+                service: ObjectName::new("default", &"x".repeat(64)),
+                port: "".into(),
+                protocol: Protocol::Sctp,
+                family,
+            };
+            assert_eq!(PortName::from_map(&name.to_map(1).unwrap()), Some(name));
+        }
+    }
+
+    #[rstest]
+    #[case::all("", &["10.0.0.1", "192.168.0.1", "fd00::1"])]
+    #[case::primary("primary", &["192.168.0.1", "fd00::1"])]
+    #[case::nets("10.0.0.0/8,fd00::/8", &["10.0.0.1", "fd00::1"])]
+    #[case::none("172.16.0.0/12", &[])]
+    fn node_ports_answer_where_the_flag_says(#[case] flag: &str, #[case] expected: &[&str]) {
+        let node = Node { primary: vec![ip("192.168.0.1"), ip("fd00::1")], ..Node::default() };
+        let local = [ip("10.0.0.1"), ip("192.168.0.1"), ip("fd00::1")];
+        let found = node_addresses(&local, Some(&node), &flag.parse().unwrap());
+        assert_eq!(found, expected.iter().map(|text| Addr::from(ip(text))).collect());
+    }
 }

@@ -118,7 +118,7 @@ impl<D: Dataplane> Reconciler<D> {
         let here = Here { node: &self.config.node_name, zone };
         for name in changes.services {
             let planned = match self.store.service(&name) {
-                Some(service) => plan(service, self.store.slices_of(&name), here),
+                Some(service) => plan(service, &self.store.slices_of(&name).collect::<Vec<_>>(), here),
                 None => Plan::default(),
             };
             let (before, after) = (desired.backend_count(&name), backend_count(&planned));

@@ -44,7 +44,7 @@ impl Store {
         self.services.len()
     }
 
-    pub fn slices_of<'a>(&'a self, service: &ObjectName) -> impl Iterator<Item = &'a Slice> + Clone {
+    pub fn slices_of<'a>(&'a self, service: &ObjectName) -> impl Iterator<Item = &'a Slice> {
         let of = service.clone();
         self.slices_of.range((service.clone(), Box::default())..).take_while(move |(name, _)| *name == of).filter_map(
             |(name, slice)| self.slices.get(&ObjectName { namespace: name.namespace.clone(), name: slice.clone() }),
@@ -140,5 +140,61 @@ impl Store {
             self.changes.node = true;
         }
         self.synced.insert(Kind::Node);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(name: &str, service: &str) -> Slice {
+        let name = ObjectName::new("default", name);
+        Slice { name, service: service.into(), ports: vec![], endpoints: vec![], faults: vec![] }
+    }
+
+    fn dirty(store: &mut Store) -> Vec<String> {
+        store.take_changes().services.iter().map(|name| name.name.to_string()).collect()
+    }
+
+    #[test]
+    fn nothing_is_ready_before_every_kind_has_a_whole_list() {
+        let mut store = Store::default();
+        for event in
+            [Event::Services(vec![]), Event::PutSlice(slice("s", "a")), Event::Node(None), Event::Addresses(vec![])]
+        {
+            store.take(event);
+            assert!(!store.is_ready());
+        }
+        store.take(Event::Slices(vec![]));
+        assert!(store.is_ready());
+    }
+
+    #[test]
+    fn a_list_touches_only_what_differs_from_the_one_before() {
+        let mut store = Store::default();
+        store.take(Event::Slices(vec![slice("one", "a"), slice("two", "b"), slice("three", "c")]));
+        assert_eq!(dirty(&mut store), ["a", "b", "c"]);
+        store.take(Event::Slices(vec![slice("one", "a"), slice("two", "d")]));
+        assert_eq!(dirty(&mut store), ["b", "c", "d"]);
+    }
+
+    #[test]
+    fn a_slice_that_changes_its_service_touches_both() {
+        let mut store = Store::default();
+        store.take(Event::PutSlice(slice("one", "a")));
+        dirty(&mut store);
+        store.take(Event::PutSlice(slice("one", "b")));
+        assert_eq!(dirty(&mut store), ["a", "b"]);
+        assert_eq!(store.slices_of(&ObjectName::new("default", "a")).count(), 0);
+        assert_eq!(store.slices_of(&ObjectName::new("default", "b")).count(), 1);
+    }
+
+    #[test]
+    fn a_service_whose_name_begins_like_another_has_its_own_slices() {
+        let mut store = Store::default();
+        store.take(Event::Slices(vec![slice("one", "web"), slice("two", "web-2"), slice("three", "web")]));
+        let names: Vec<_> =
+            store.slices_of(&ObjectName::new("default", "web")).map(|slice| &*slice.name.name).collect();
+        assert_eq!(names, ["one", "three"]);
     }
 }

@@ -2,7 +2,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::info;
 
-use crate::dataplane::{Settings, XdpMode, aya};
+use crate::dataplane::{Dataplane as _, Settings, XdpMode, aya};
 use crate::desired::Limits;
 use crate::plan::NodePortAddresses;
 use crate::reconcile::{Config, Reconciler};
@@ -21,6 +21,8 @@ use crate::{health, metrics, serve};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
+/// For the write that is under way when the agent is told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -98,9 +100,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .max_blocking_threads(2)
         .build()
         .context("cannot start")?;
-    let local = runtime.block_on(serve(args));
+    let result = runtime.block_on(serve(args));
     runtime.shutdown_background();
-    local
+    result
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
@@ -179,9 +181,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         _ = terminate.recv() => info!("SIGTERM: stopping; what is in the kernel stays in force"),
         _ = interrupt.recv() => info!("SIGINT: stopping; what is in the kernel stays in force"),
     }
-    // The write that is under way is finished.
     drop(events);
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), has_stopped).await;
+    let _ = tokio::time::timeout(STOP_TIMEOUT, has_stopped).await;
     Ok(())
 }
 

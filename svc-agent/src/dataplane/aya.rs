@@ -1,7 +1,4 @@
 //! The kernel's own maps and programs.
-use svc_common::Reason;
-use svc_common::map::Counter;
-
 use super::{ApplyError, Dataplane, Op, Settings, State};
 
 /// The kernel part, loaded and attached.
@@ -20,13 +17,6 @@ impl Dataplane for Aya {
     }
 
     fn apply(&mut self, _ops: &[Op]) -> Result<(), ApplyError> {
-        match *self {}
-    }
-}
-
-impl Aya {
-    /// Reads the kernel's counters by reason, summed over the CPUs; None where the dataplane keeps none.
-    pub fn counters(&self) -> Option<Box<dyn Fn() -> Vec<(Reason, Counter)> + Send + Sync>> {
         match *self {}
     }
 }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use svc_common::Addr;
-use svc_common::map::{AddressFlags, Backend, BackendSlot, Frontend, FrontendKey, ServiceName};
+use svc_common::map::{AddressFlags, Backend, BackendSlot, Counter, Frontend, FrontendKey, ServiceName};
+use svc_common::{Addr, Reason};
 
 /// What is in the kernel, or should be.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,6 +68,9 @@ pub struct ApplyError {
     pub source: std::io::Error,
 }
 
+/// Reads the counters, each summed over the CPUs; from any thread.
+pub type ReadCounters = dyn Fn() -> Vec<(Reason, Counter)> + Send + Sync;
+
 pub trait Dataplane: Send {
     /// What is in the kernel now. Where a backend set cannot be read back it is left out, and so written again.
     ///
@@ -80,6 +83,11 @@ pub trait Dataplane: Send {
     /// # Errors
     /// At the first operation that the kernel refuses; calling again with the same operations is safe.
     fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError>;
+
+    /// For metrics; none where nothing is counted.
+    fn counters(&self) -> Option<Box<ReadCounters>> {
+        None
+    }
 }
 
 /// How the kernel part is set up.
