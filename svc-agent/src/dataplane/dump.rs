@@ -1,5 +1,7 @@
 //! A state in words, one line a frontend, the same text for the same state whatever its ids.
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use svc_common::Addr;
 use svc_common::map::{
@@ -31,7 +33,9 @@ pub fn dump(state: &State) -> String {
         let name = name.map_or_else(|| "(no name)".to_owned(), |name| name.to_string());
         let _ = writeln!(text, "{name} {line}");
     }
-    for (addr, flags) in &state.addresses {
+    let addresses: BTreeMap<IpAddr, u32> =
+        state.addresses.iter().map(|(addr, flags)| (IpAddr::from(*addr), *flags)).collect();
+    for (addr, flags) in addresses {
         let mut what = Vec::new();
         if flags & ADDRESS_CLUSTER_IP != 0 {
             what.push("ClusterIP");
@@ -71,7 +75,9 @@ fn set_text(set: Option<&Vec<BackendSlot>>) -> String {
                 let star = if slot.flags & BACKEND_LOCAL != 0 { "*" } else { "" };
                 format!("{}{star}", address_and_port(slot.addr, slot.port))
             };
-            slots.iter().map(slot).collect::<Vec<_>>().join(" ")
+            let mut sorted: Vec<_> = slots.iter().collect();
+            sorted.sort_by_key(|slot| (IpAddr::from(slot.addr), u16::from_be(slot.port)));
+            sorted.into_iter().map(slot).collect::<Vec<_>>().join(" ")
         }
     }
 }
