@@ -40,3 +40,54 @@ pub fn answer(path: &str, status: &Status, now: SystemTime) -> Option<Answer> {
 fn timestamp(time: SystemTime) -> String {
     Timestamp::try_from(time).map_or_else(|_| String::new(), |time| time.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Sync;
+
+    const SYNC: Sync = Sync { took: Duration::from_millis(1), operations: 1, services: 1, frontends: 1, backends: 1 };
+
+    fn codes(status: &Status, now: SystemTime) -> [u16; 2] {
+        ["/healthz", "/livez"].map(|path| answer(path, status, now).unwrap().status.as_u16())
+    }
+
+    #[test]
+    fn nothing_is_healthy_before_the_first_sync_is_in_the_kernel() {
+        let status = Status::default();
+        assert_eq!(codes(&status, SystemTime::now()), [503, 503]);
+        status.synced(SYNC);
+        assert_eq!(codes(&status, SystemTime::now()), [200, 200]);
+    }
+
+    #[test]
+    fn a_node_about_to_be_deleted_is_alive_but_not_for_load_balancers() {
+        let status = Status::default();
+        status.synced(SYNC);
+        status.set_node_eligible(false);
+        assert_eq!(codes(&status, SystemTime::now()), [503, 200]);
+    }
+
+    #[test]
+    fn a_kernel_that_refuses_changes_for_long_is_ill_health_until_it_takes_one() {
+        let status = Status::default();
+        status.synced(SYNC);
+        status.sync_failed();
+        let now = SystemTime::now();
+        assert_eq!(codes(&status, now + PATIENCE / 2), [200, 200]);
+        assert_eq!(codes(&status, now + PATIENCE * 2), [503, 503]);
+        status.synced(SYNC);
+        assert_eq!(codes(&status, now + PATIENCE * 2), [200, 200]);
+    }
+
+    #[test]
+    fn the_body_has_kube_proxys_fields() {
+        let status = Status::default();
+        let time = SystemTime::UNIX_EPOCH;
+        let body = |path| answer(path, &status, time).unwrap().body;
+        let common = r#""lastUpdated": "0001-01-01T00:00:00Z","currentTime": "1970-01-01T00:00:00Z""#;
+        assert_eq!(body("/healthz"), format!(r#"{{{common}, "nodeEligible": true}}"#));
+        assert_eq!(body("/livez"), format!("{{{common}}}"));
+        assert_eq!(answer("/", &status, time), None);
+    }
+}

@@ -79,3 +79,46 @@ impl Page {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use svc_common::Reason;
+    use svc_common::map::Counter;
+
+    use super::*;
+    use crate::status::Sync;
+
+    #[test]
+    fn every_sample_belongs_to_a_family_that_is_announced_before_it() {
+        let status = Status::default();
+        status.synced(Sync { took: Duration::from_millis(2), operations: 3, services: 1, frontends: 2, backends: 4 });
+        let read = || Reason::ALL.iter().map(|reason| (*reason, Counter { packets: 5, bytes: 6 })).collect();
+        let page = answer("/metrics", &status, Some(&read)).unwrap().body;
+        let mut family = "";
+        for line in page.lines() {
+            if let Some(announced) = line.strip_prefix("# TYPE ") {
+                family = announced.split(' ').next().unwrap();
+            } else if !line.starts_with('#') {
+                assert!(line.starts_with(family), "{line} under {family}");
+            }
+        }
+        for sample in [
+            "svc_backends 4",
+            "svc_sync_duration_seconds_bucket{le=\"0.001\"} 0",
+            "svc_sync_duration_seconds_bucket{le=\"0.003\"} 1",
+            "svc_packets_total{reason=\"flow_hit\"} 5",
+            "svc_bytes_total{reason=\"no_backend\"} 6",
+        ] {
+            assert!(page.lines().any(|line| line == sample), "{sample} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn before_the_first_sync_there_is_no_time_of_one() {
+        let page = answer("/metrics", &Status::default(), None).unwrap().body;
+        assert!(!page.contains("svc_sync_last_timestamp_seconds"));
+        assert!(page.contains("svc_source_connected 0\n"));
+    }
+}

@@ -54,8 +54,8 @@ impl Cli {
     /// RUST_LOG, where it is set, has the last word.
     fn start_log(&self) {
         let default = match self.verbose {
-            0 => "warn,svc_agent=info",
-            1 => "info,svc_agent=debug",
+            0 => "error,svc_agent=info",
+            1 => "warn,svc_agent=debug",
             _ => "debug,svc_agent=trace",
         };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));

@@ -252,9 +252,8 @@ impl Gate {
         if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
             return;
         }
-        let failed = Instant::now();
-        self.await_server(failed, error).await;
-        if failures <= 1 {
+        let was_away = self.await_server(Instant::now()).await;
+        if was_away || failures <= 1 {
             return;
         }
         // The server is there, and yet it will not do.
@@ -267,15 +266,16 @@ impl Gate {
         sleep(self.jittered(pause)).await;
     }
 
-    async fn await_server(&self, failed: Instant, error: &watcher::Error) {
+    /// Returns once the server answers: whether it did not do so at first, or has answered another watch since `failed`.
+    async fn await_server(&self, failed: Instant) -> bool {
         let mut answered = self.answered.lock().await;
         if answered.is_some_and(|answered| answered > failed) {
-            return;
+            return true;
         }
         let mut attempts: u32 = 0;
         while let Err(why) = self.probe().await {
             if attempts == 0 {
-                warn!("API server lost: {}; going on with what is known ({why})", chain(error));
+                warn!("API server lost, going on with what is known: {why}");
                 self.status.set_connected(false);
             }
             attempts += 1;
@@ -287,6 +287,7 @@ impl Gate {
             self.status.set_connected(true);
         }
         *answered = Some(now);
+        attempts > 0
     }
 
     /// Any answer will do: whether the watches may go on is for them to see.
