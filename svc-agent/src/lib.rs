@@ -1,2 +1,21 @@
 //! The agent: keeps the kernel's maps equal to what the Kubernetes API, or a folder of manifests, says.
+//! `source -> store -> plan -> desired -> diff -> apply`; all between the two ends is pure and synchronous.
+#[cfg(not(target_os = "linux"))]
+compile_error!("svc-agent programs the Linux kernel: build it on Linux");
+
+pub mod apply;
+pub mod cli;
 pub mod dataplane;
+pub mod desired;
+pub mod diff;
+pub mod health;
+pub mod ids;
+pub mod metrics;
+pub mod object;
+pub mod plan;
+pub mod reconcile;
+pub mod serve;
+pub mod source;
+pub mod status;
+pub mod store;
+pub mod topology;

@@ -138,7 +138,8 @@ pub struct ServiceName {
     /// The Service port's own number, host byte order.
     pub port: u16,
     pub protocol: u8,
-    pub pad: u8,
+    /// 4 or 6: a dual-stack Service port is two service ids, since a frontend's backends are of its own family.
+    pub family: u8,
 }
 const _: () = assert!(size_of::<ServiceName>() == 196);
 

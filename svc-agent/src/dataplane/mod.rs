@@ -1,8 +1,15 @@
 //! The kernel's maps, as the agent sees them: a state that can be read, and operations on it. `aya` is the real one.
-use std::collections::BTreeMap;
+pub mod aya;
+pub mod dump;
+pub mod fake;
 
-use svc_common::Addr;
-use svc_common::map::{AddressFlags, Backend, BackendSlot, Frontend, FrontendKey, ServiceName};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use svc_common::map::{AddressFlags, Backend, BackendSlot, Counter, Frontend, FrontendKey, ServiceName};
+use svc_common::{Addr, Reason};
 
 /// What is in the kernel, or should be.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +22,24 @@ pub struct State {
     pub addresses: BTreeMap<Addr, AddressFlags>,
     /// By service id.
     pub services: BTreeMap<u32, ServiceName>,
+}
+
+impl State {
+    /// What the kernel's maps hold after the operation.
+    pub fn carry_out(&mut self, op: &Op) {
+        match op {
+            Op::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
+            Op::PutSet(id, set) => drop(self.sets.insert(*id, set.clone())),
+            Op::PutService(id, name) => drop(self.services.insert(*id, *name)),
+            Op::PutAddress(addr, flags) => drop(self.addresses.insert(*addr, *flags)),
+            Op::PutFrontend(key, frontend) => drop(self.frontends.insert(*key, *frontend)),
+            Op::DeleteFrontend(key) => drop(self.frontends.remove(key)),
+            Op::DeleteAddress(addr) => drop(self.addresses.remove(addr)),
+            Op::DeleteService(id) => drop(self.services.remove(id)),
+            Op::DeleteSet(id) => drop(self.sets.remove(id)),
+            Op::DeleteBackend(id) => drop(self.backends.remove(id)),
+        }
+    }
 }
 
 /// One change of one entry. Each is idempotent: putting what is there and deleting what is absent both succeed.
@@ -43,6 +68,9 @@ pub struct ApplyError {
     pub source: std::io::Error,
 }
 
+/// Reads the counters, each summed over the CPUs; from any thread.
+pub type ReadCounters = dyn Fn() -> Vec<(Reason, Counter)> + Send + Sync;
+
 pub trait Dataplane: Send {
     /// What is in the kernel now. Where a backend set cannot be read back it is left out, and so written again.
     ///
@@ -55,4 +83,39 @@ pub trait Dataplane: Send {
     /// # Errors
     /// At the first operation that the kernel refuses; calling again with the same operations is safe.
     fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError>;
+
+    /// For metrics; none where nothing is counted.
+    fn counters(&self) -> Option<Box<ReadCounters>> {
+        None
+    }
+}
+
+/// How the kernel part is set up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The cgroup v2 directory whose processes are served; none: the root of the mounted hierarchy.
+    pub cgroup: Option<PathBuf>,
+    /// Directory of the pins.
+    pub bpffs: PathBuf,
+    /// Interface names; empty: the interfaces that carry the node's addresses.
+    pub uplinks: Vec<String>,
+    pub xdp: XdpMode,
+    /// Pod addresses of the whole cluster; empty where they are not known.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// In flows.
+    pub flow_table_size: u32,
+    /// In service ids: one a Service port and address family.
+    pub max_services: u32,
+    /// In backend ids.
+    pub max_backends: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum XdpMode {
+    /// Native where the driver gains from it, else none: tcx alone does the work.
+    #[default]
+    Auto,
+    Native,
+    Generic,
+    Off,
 }

@@ -1,0 +1,68 @@
+//! The command line: a file a subcommand.
+pub mod run;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// Kubernetes Services in eBPF, in the place of kube-proxy.
+#[derive(Parser, Debug)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Say more; twice: libraries as well.
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Keep this node's Services served.
+    Run(run::Args),
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Cli {
+    /// Runs the subcommand. A failure is one sentence on stderr and exit code 1; clap's own is 2.
+    pub fn run(self) -> ExitCode {
+        self.start_log();
+        let result = match self.command {
+            Command::Run(args) => run::run(args),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("svc-agent: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    /// RUST_LOG, where it is set, has the last word.
+    fn start_log(&self) {
+        let default = match self.verbose {
+            0 => "error,svc_agent=info",
+            1 => "warn,svc_agent=debug",
+            _ => "debug,svc_agent=trace",
+        };
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+        match self.log_format {
+            LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+            LogFormat::Json => log.json().flatten_event(true).init(),
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! What the kernel should have, all Services together: kept up to date one Service at a time, with ids given out and
+//! claims on one address settled.
+use std::collections::{BTreeMap, BTreeSet};
+
+use svc_common::Addr;
+use svc_common::map::{
+    ADDRESS_CLUSTER_IP, ADDRESS_NODE, BACKEND_LOCAL, Backend, BackendSlot, FRONTEND_CLUSTER_IP, FRONTEND_KIND,
+    Frontend, FrontendKey, cluster_set, local_set,
+};
+
+use crate::dataplane::State;
+use crate::diff::Touched;
+use crate::ids::Pool;
+use crate::object::ObjectName;
+use crate::plan::{Plan, PortName, PortPlan, Target};
+
+/// How many ids the kernel's maps have room for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    pub services: u32,
+    pub backends: u32,
+}
+
+/// What a backend id stands for: address, port in network byte order, protocol number.
+type BackendKey = (Addr, u16, u8);
+
+#[derive(Debug)]
+pub struct Desired {
+    state: State,
+    touched: Touched,
+    services: Pool<PortName>,
+    backends: Pool<BackendKey>,
+    placed: BTreeMap<ObjectName, Placed>,
+    /// Who claims a frontend that more than one Service claims.
+    contested: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
+    /// How many Services have this ClusterIP.
+    cluster_ips: BTreeMap<Addr, u32>,
+    node_addresses: BTreeSet<Addr>,
+    /// Services that did not get all the ids they need.
+    starved: BTreeSet<ObjectName>,
+    live_backends: usize,
+}
+
+/// One Service's share, to take it back again.
+#[derive(Debug, Default)]
+struct Placed {
+    created: i64,
+    ports: Vec<(u32, PortName)>,
+    frontends: Vec<(FrontendKey, Frontend)>,
+    cluster_ips: Vec<Addr>,
+}
+
+impl Desired {
+    /// Nothing is wanted yet, and what the kernel has keeps its ids.
+    pub fn restore(realised: &State, limits: Limits) -> Self {
+        let names = realised.services.iter().filter_map(|(id, name)| PortName::from_map(name).map(|name| (*id, name)));
+        let in_limits = |id: &u32| (1..=limits.backends).contains(id);
+        let known: BTreeMap<u32, Backend> =
+            realised.backends.iter().filter(|(id, _)| in_limits(id)).map(|(id, backend)| (*id, *backend)).collect();
+        Desired {
+            services: Pool::restore(limits.services, names),
+            backends: Pool::restore(limits.backends, known.iter().map(|(id, backend)| (*id, backend_key(backend)))),
+            state: State {
+                backends: known.into_iter().map(|(id, backend)| (id, Backend { live: 0, ..backend })).collect(),
+                ..State::default()
+            },
+            touched: Touched::default(),
+            placed: BTreeMap::new(),
+            contested: BTreeMap::new(),
+            cluster_ips: BTreeMap::new(),
+            node_addresses: BTreeSet::new(),
+            starved: BTreeSet::new(),
+            live_backends: 0,
+        }
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Backends that some set holds.
+    pub fn live_backends(&self) -> usize {
+        self.live_backends
+    }
+
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// All of this is in the kernel: ids that were given back may go to others.
+    pub fn settle(&mut self) {
+        self.services.settle();
+        self.backends.settle();
+    }
+
+    /// Services that should be planned again, since ids that they lacked have come free.
+    pub fn take_starved(&mut self) -> BTreeSet<ObjectName> {
+        if self.is_starved() { std::mem::take(&mut self.starved) } else { BTreeSet::new() }
+    }
+
+    /// Some Service did not get all its ids, and there are free ones now.
+    pub fn is_starved(&self) -> bool {
+        !self.starved.is_empty() && self.services.has_room() && self.backends.has_room()
+    }
+
+    pub fn has(&self, service: &ObjectName) -> bool {
+        self.placed.contains_key(service)
+    }
+
+    /// The sizes of a Service's sets for policy Cluster, together.
+    pub fn backend_count(&self, service: &ObjectName) -> usize {
+        let sets = self.placed.get(service).into_iter().flat_map(|placed| &placed.ports);
+        sets.filter_map(|(id, _)| self.state.sets.get(&cluster_set(*id))).map(Vec::len).sum()
+    }
+
+    /// Puts a Service's plan in the place of its last one. Returns a sentence for each part of it that cannot be had.
+    pub fn place(&mut self, service: &ObjectName, plan: &Plan) -> Vec<Box<str>> {
+        let mut warnings = Vec::new();
+        let old = self.placed.remove(service).unwrap_or_default();
+        let old_backends = self.backends_of(&old);
+        self.starved.remove(service);
+
+        let mut new = Placed { created: plan.created, cluster_ips: plan.cluster_ips.clone(), ..Placed::default() };
+        for port in &plan.ports {
+            self.place_port(port, &mut new, &mut warnings);
+        }
+        if !warnings.is_empty() {
+            self.starved.insert(service.clone());
+        }
+
+        for addr in &new.cluster_ips {
+            *self.cluster_ips.entry(*addr).or_default() += 1;
+            self.set_address(*addr);
+        }
+        for addr in &old.cluster_ips {
+            if let Some(count) = self.cluster_ips.get_mut(addr) {
+                *count -= 1;
+                if *count == 0 {
+                    self.cluster_ips.remove(addr);
+                }
+            }
+            self.set_address(*addr);
+        }
+
+        let keys: BTreeSet<FrontendKey> = old.frontends.iter().chain(&new.frontends).map(|(key, _)| *key).collect();
+        let claimed: BTreeSet<FrontendKey> = new.frontends.iter().map(|(key, _)| *key).collect();
+        let owners: Vec<(FrontendKey, Option<ObjectName>)> =
+            keys.into_iter().map(|key| (key, self.owner(&key))).collect();
+        if !new.ports.is_empty() || !new.cluster_ips.is_empty() {
+            self.placed.insert(service.clone(), new);
+        }
+        for (key, owner) in owners {
+            if let Some(other) = self.settle_claims(key, owner, service, claimed.contains(&key)) {
+                let (addr, port) = (key.addr, u16::from_be(key.port));
+                warnings.push(format!("{addr} port {port} is Service {other}'s, which is older").into());
+            }
+        }
+
+        for key in old_backends {
+            if let Some(id) = self.backends.release(&key)
+                && let Some(backend) = self.state.backends.get_mut(&id)
+            {
+                backend.live = 0;
+                self.live_backends -= 1;
+                self.touched.backends.insert(id);
+            }
+        }
+        for (id, name) in old.ports {
+            if self.services.release(&name).is_some() {
+                self.state.services.remove(&id);
+                self.set_set(cluster_set(id), None);
+                self.set_set(local_set(id), None);
+                self.touched.services.insert(id);
+            }
+        }
+        warnings
+    }
+
+    /// Places one port, with as many of its backends as get an id.
+    fn place_port(&mut self, port: &PortPlan, new: &mut Placed, warnings: &mut Vec<Box<str>>) {
+        let Ok(map_name) = port.name.to_map(port.port) else { return };
+        let id = match self.services.hold(&port.name) {
+            Ok(id) => id,
+            Err(full) => {
+                warnings.push(format!("port {:?} is not served: {full} (--max-services)", port.name.port).into());
+                return;
+            }
+        };
+        let mut ids: BTreeMap<(Addr, u16), u32> = BTreeMap::new();
+        let mut missing = 0;
+        let targets: BTreeSet<&Target> = port.cluster.iter().chain(port.local.iter().flatten()).collect();
+        for target in targets {
+            let (addr, number, protocol) = (target.addr, target.port, port.name.protocol.number());
+            let Ok(backend) = self.backends.hold(&(addr, number, protocol)) else {
+                missing += 1;
+                continue;
+            };
+            let old = self.state.backends.insert(backend, Backend { addr, port: number, protocol, live: 1, pad: 0 });
+            self.live_backends += usize::from(old.is_none_or(|old| old.live == 0));
+            self.touched.backends.insert(backend);
+            ids.insert((addr, number), backend);
+        }
+        if missing > 0 {
+            warnings.push(
+                format!("port {:?} lacks {missing} backends: all ids are taken (--max-backends)", port.name.port)
+                    .into(),
+            );
+        }
+        let slots = |targets: &[Target]| -> Vec<BackendSlot> {
+            targets
+                .iter()
+                .filter_map(|target| {
+                    let flags = if target.local { BACKEND_LOCAL } else { 0 };
+                    let id = *ids.get(&(target.addr, target.port))?;
+                    Some(BackendSlot { addr: target.addr, port: target.port, flags, id })
+                })
+                .collect()
+        };
+        self.set_set(cluster_set(id), Some(slots(&port.cluster)));
+        self.set_set(local_set(id), port.local.as_deref().map(slots));
+        self.state.services.insert(id, map_name);
+        self.touched.services.insert(id);
+        new.ports.push((id, port.name.clone()));
+        new.frontends.extend(port.frontends.iter().map(|frontend| {
+            let value = Frontend { service: id, flags: frontend.flags, affinity_seconds: frontend.affinity_seconds };
+            (frontend.key, value)
+        }));
+    }
+
+    /// NodePorts answer on these addresses.
+    pub fn set_node_addresses(&mut self, addresses: BTreeSet<Addr>) {
+        let old = std::mem::replace(&mut self.node_addresses, addresses);
+        let either: BTreeSet<Addr> = old.union(&self.node_addresses).copied().collect();
+        for addr in either {
+            self.set_address(addr);
+        }
+    }
+
+    fn set_address(&mut self, addr: Addr) {
+        let cluster_ip = if self.cluster_ips.contains_key(&addr) { ADDRESS_CLUSTER_IP } else { 0 };
+        let node = if self.node_addresses.contains(&addr) { ADDRESS_NODE } else { 0 };
+        match cluster_ip | node {
+            0 => self.state.addresses.remove(&addr),
+            flags => self.state.addresses.insert(addr, flags),
+        };
+        self.touched.addresses.insert(addr);
+    }
+
+    fn set_set(&mut self, id: u32, set: Option<Vec<BackendSlot>>) {
+        match set {
+            Some(set) => self.state.sets.insert(id, set),
+            None => self.state.sets.remove(&id),
+        };
+        self.touched.sets.insert(id);
+    }
+
+    /// One key for each time that this Service holds a backend.
+    fn backends_of(&self, placed: &Placed) -> Vec<BackendKey> {
+        let mut keys = Vec::new();
+        for (id, name) in &placed.ports {
+            let slots = [cluster_set(*id), local_set(*id)].into_iter().filter_map(|set| self.state.sets.get(&set));
+            let unique: BTreeSet<(Addr, u16)> = slots.flatten().map(|slot| (slot.addr, slot.port)).collect();
+            keys.extend(unique.into_iter().map(|(addr, port)| (addr, port, name.protocol.number())));
+        }
+        keys
+    }
+
+    /// The Service whose frontend stands in the state now.
+    fn owner(&self, key: &FrontendKey) -> Option<ObjectName> {
+        let id = self.state.frontends.get(key)?.service;
+        PortName::from_map(self.state.services.get(&id)?).map(|name| name.service)
+    }
+
+    /// Gives a frontend to the first of those that claim it: a ClusterIP before any other kind, then the older Service,
+    /// then the lesser name. Returns the Service that has it instead of `service`, where that one claims it.
+    fn settle_claims(
+        &mut self,
+        key: FrontendKey,
+        owner: Option<ObjectName>,
+        service: &ObjectName,
+        claims: bool,
+    ) -> Option<ObjectName> {
+        let mut claimers = self.contested.remove(&key).unwrap_or_else(|| owner.into_iter().collect());
+        if claims {
+            claimers.insert(service.clone());
+        } else {
+            claimers.remove(service);
+        }
+        let winner = claimers
+            .iter()
+            .filter_map(|name| {
+                let placed = self.placed.get(name)?;
+                let (_, frontend) = placed.frontends.iter().find(|(other, _)| *other == key)?;
+                let cluster_ip = frontend.flags & FRONTEND_KIND == FRONTEND_CLUSTER_IP;
+                Some(((!cluster_ip, placed.created, name), *frontend))
+            })
+            .min_by(|(one, _), (other, _)| one.cmp(other))
+            .map(|((_, _, name), frontend)| (name.clone(), frontend));
+        if claimers.len() > 1 {
+            self.contested.insert(key, claimers);
+        }
+        self.touched.frontends.insert(key);
+        let Some((name, frontend)) = winner else {
+            self.state.frontends.remove(&key);
+            return None;
+        };
+        self.state.frontends.insert(key, frontend);
+        (claims && name != *service).then_some(name)
+    }
+}
+
+fn backend_key(backend: &Backend) -> BackendKey {
+    (backend.addr, backend.port, backend.protocol)
+}

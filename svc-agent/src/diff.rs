@@ -1,0 +1,94 @@
+//! What the kernel has and what it should have to the operations between them, in an order that is safe at every step.
+use std::collections::BTreeSet;
+
+use svc_common::Addr;
+use svc_common::map::FrontendKey;
+
+use crate::dataplane::{Op, State};
+
+/// Entries that may differ. Any other entry is known to be equal.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Touched {
+    pub frontends: BTreeSet<FrontendKey>,
+    pub sets: BTreeSet<u32>,
+    pub backends: BTreeSet<u32>,
+    pub addresses: BTreeSet<Addr>,
+    pub services: BTreeSet<u32>,
+}
+
+impl Touched {
+    /// Every entry that either of the two has.
+    pub fn everything(realised: &State, wanted: &State) -> Self {
+        Touched {
+            frontends: realised.frontends.keys().chain(wanted.frontends.keys()).copied().collect(),
+            sets: realised.sets.keys().chain(wanted.sets.keys()).copied().collect(),
+            backends: realised.backends.keys().chain(wanted.backends.keys()).copied().collect(),
+            addresses: realised.addresses.keys().chain(wanted.addresses.keys()).copied().collect(),
+            services: realised.services.keys().chain(wanted.services.keys()).copied().collect(),
+        }
+    }
+
+    pub fn extend(&mut self, other: Touched) {
+        self.frontends.extend(other.frontends);
+        self.sets.extend(other.sets);
+        self.backends.extend(other.backends);
+        self.addresses.extend(other.addresses);
+        self.services.extend(other.services);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty()
+            && self.sets.is_empty()
+            && self.backends.is_empty()
+            && self.addresses.is_empty()
+            && self.services.is_empty()
+    }
+}
+
+/// Whatever is referred to is there before what refers to it, and goes after it: new backends, sets, names, addresses and
+/// last frontends; then frontends go first, and backends die when no set holds them any more.
+pub fn diff(realised: &State, wanted: &State, touched: &Touched) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let mut deaths = Vec::new();
+    for id in &touched.backends {
+        match (realised.backends.get(id), wanted.backends.get(id)) {
+            (old, Some(new)) if old != Some(new) => {
+                let op = Op::PutBackend(*id, *new);
+                if new.live == 0 { deaths.push(op) } else { ops.push(op) }
+            }
+            (Some(_), None) => deaths.push(Op::DeleteBackend(*id)),
+            _ => {}
+        }
+    }
+    for id in &touched.sets {
+        if let Some(new) = wanted.sets.get(id).filter(|new| realised.sets.get(id) != Some(new)) {
+            ops.push(Op::PutSet(*id, new.clone()));
+        }
+    }
+    for id in &touched.services {
+        if let Some(new) = wanted.services.get(id).filter(|new| realised.services.get(id) != Some(new)) {
+            ops.push(Op::PutService(*id, *new));
+        }
+    }
+    for addr in &touched.addresses {
+        if let Some(new) = wanted.addresses.get(addr).filter(|new| realised.addresses.get(addr) != Some(new)) {
+            ops.push(Op::PutAddress(*addr, *new));
+        }
+    }
+    for key in &touched.frontends {
+        if let Some(new) = wanted.frontends.get(key).filter(|new| realised.frontends.get(key) != Some(new)) {
+            ops.push(Op::PutFrontend(*key, *new));
+        }
+    }
+
+    let gone = |key: &FrontendKey| realised.frontends.contains_key(key) && !wanted.frontends.contains_key(key);
+    ops.extend(touched.frontends.iter().filter(|key| gone(key)).map(|key| Op::DeleteFrontend(*key)));
+    let gone = |addr: &Addr| realised.addresses.contains_key(addr) && !wanted.addresses.contains_key(addr);
+    ops.extend(touched.addresses.iter().filter(|addr| gone(addr)).map(|addr| Op::DeleteAddress(*addr)));
+    let gone = |id: &u32| realised.services.contains_key(id) && !wanted.services.contains_key(id);
+    ops.extend(touched.services.iter().filter(|id| gone(id)).map(|id| Op::DeleteService(*id)));
+    let gone = |id: &u32| realised.sets.contains_key(id) && !wanted.sets.contains_key(id);
+    ops.extend(touched.sets.iter().filter(|id| gone(id)).map(|id| Op::DeleteSet(*id)));
+    ops.extend(deaths);
+    ops
+}

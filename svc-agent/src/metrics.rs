@@ -1,0 +1,124 @@
+//! `/metrics` in Prometheus' text format.
+use std::fmt::{Display, Write as _};
+use std::time::UNIX_EPOCH;
+
+use hyper::StatusCode;
+
+use crate::dataplane::ReadCounters;
+use crate::serve::Answer;
+use crate::status::{BUCKETS, Status};
+
+pub fn answer(path: &str, status: &Status, counters: Option<&ReadCounters>) -> Option<Answer> {
+    (path == "/metrics").then(|| Answer {
+        status: StatusCode::OK,
+        content_type: "text/plain; version=0.0.4; charset=utf-8",
+        body: text(status, counters),
+    })
+}
+
+fn text(status: &Status, counters: Option<&ReadCounters>) -> String {
+    let progress = status.progress();
+    let mut page = Page::default();
+    page.family("svc_source_connected", "gauge", "Whether the source of Services can be reached.");
+    page.sample("svc_source_connected", "", u8::from(status.connected()));
+    page.family("svc_node_eligible", "gauge", "Whether load balancers may send traffic to this node.");
+    page.sample("svc_node_eligible", "", u8::from(status.node_eligible()));
+
+    page.family("svc_sync_duration_seconds", "histogram", "Time to plan changes and write them to the kernel.");
+    for (bound, count) in BUCKETS.iter().zip(progress.buckets) {
+        page.sample("svc_sync_duration_seconds_bucket", &format!("le=\"{bound}\""), count);
+    }
+    page.sample("svc_sync_duration_seconds_bucket", "le=\"+Inf\"", progress.count);
+    page.sample("svc_sync_duration_seconds_sum", "", progress.total.as_secs_f64());
+    page.sample("svc_sync_duration_seconds_count", "", progress.count);
+    page.family("svc_sync_operations_total", "counter", "Map entries written or deleted.");
+    page.sample("svc_sync_operations_total", "", progress.operations);
+    page.family("svc_sync_errors_total", "counter", "Syncs that the kernel refused.");
+    page.sample("svc_sync_errors_total", "", status.failures());
+    if let Some((time, sync)) = progress.last {
+        let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        page.family("svc_sync_last_timestamp_seconds", "gauge", "When the kernel last was up to date.");
+        page.sample("svc_sync_last_timestamp_seconds", "", seconds);
+        for (name, help, value) in [
+            ("svc_services", "Services known.", sync.services),
+            ("svc_frontends", "Frontends in the kernel.", sync.frontends),
+            ("svc_backends", "Backends that a set in the kernel holds.", sync.backends),
+        ] {
+            page.family(name, "gauge", help);
+            page.sample(name, "", value);
+        }
+    }
+    if let Some(counters) = counters.map(|read| read()) {
+        page.family("svc_packets_total", "counter", "Packets and sockets by what became of them.");
+        for (reason, counter) in &counters {
+            page.sample("svc_packets_total", &format!("reason=\"{}\"", reason.label()), counter.packets);
+        }
+        page.family("svc_bytes_total", "counter", "Bytes by what became of them.");
+        for (reason, counter) in &counters {
+            page.sample("svc_bytes_total", &format!("reason=\"{}\"", reason.label()), counter.bytes);
+        }
+    }
+    page.text
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
+        let _ = if labels.is_empty() {
+            writeln!(self.text, "{name} {value}")
+        } else {
+            writeln!(self.text, "{name}{{{labels}}} {value}")
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use svc_common::Reason;
+    use svc_common::map::Counter;
+
+    use super::*;
+    use crate::status::Sync;
+
+    #[test]
+    fn every_sample_belongs_to_a_family_that_is_announced_before_it() {
+        let status = Status::default();
+        status.synced(Sync { took: Duration::from_millis(2), operations: 3, services: 1, frontends: 2, backends: 4 });
+        let read = || Reason::ALL.iter().map(|reason| (*reason, Counter { packets: 5, bytes: 6 })).collect();
+        let page = answer("/metrics", &status, Some(&read)).unwrap().body;
+        let mut family = "";
+        for line in page.lines() {
+            if let Some(announced) = line.strip_prefix("# TYPE ") {
+                family = announced.split(' ').next().unwrap();
+            } else if !line.starts_with('#') {
+                assert!(line.starts_with(family), "{line} under {family}");
+            }
+        }
+        for sample in [
+            "svc_backends 4",
+            "svc_sync_duration_seconds_bucket{le=\"0.001\"} 0",
+            "svc_sync_duration_seconds_bucket{le=\"0.003\"} 1",
+            "svc_packets_total{reason=\"flow_hit\"} 5",
+            "svc_bytes_total{reason=\"no_backend\"} 6",
+        ] {
+            assert!(page.lines().any(|line| line == sample), "{sample} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn before_the_first_sync_there_is_no_time_of_one() {
+        let page = answer("/metrics", &Status::default(), None).unwrap().body;
+        assert!(!page.contains("svc_sync_last_timestamp_seconds"));
+        assert!(page.contains("svc_source_connected 0\n"));
+    }
+}

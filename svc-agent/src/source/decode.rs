@@ -1,0 +1,278 @@
+//! The API's objects to ours. What cannot be understood of an object is written down in its `faults` and left out; the
+//! rest of it counts.
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::object::{
+    Condition, Endpoint, Family, Node, ObjectName, Policy, Protocol, Service, ServiceKind, ServicePort, Slice,
+    SlicePort,
+};
+
+/// Label of an EndpointSlice: the name of its Service.
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// The cluster autoscaler's mark on a node that it is about to delete.
+const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+/// ClientIP affinity's timeout where none is given (core/v1, ClientIPConfig).
+const AFFINITY_SECONDS: u32 = 10_800;
+
+/// Where an object has no namespace, it is in `default`, as for `kubectl apply`.
+pub fn object_name(meta: &ObjectMeta) -> ObjectName {
+    ObjectName::new(
+        meta.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default"),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}
+
+pub fn service(object: &core::Service) -> Service {
+    let mut faults = Vec::new();
+    let spec = object.spec.as_ref();
+    let text = |field: fn(&core::ServiceSpec) -> &Option<String>| spec.and_then(|spec| field(spec).as_deref());
+
+    let listed = spec.and_then(|spec| spec.cluster_ips.as_deref()).unwrap_or_default();
+    let mut cluster_ips: Vec<&str> = listed.iter().map(String::as_str).collect();
+    if cluster_ips.is_empty() {
+        cluster_ips.extend(text(|spec| &spec.cluster_ip));
+    }
+    cluster_ips.retain(|ip| !ip.is_empty());
+
+    let kind = match text(|spec| &spec.type_) {
+        Some("ExternalName") => ServiceKind::ExternalName,
+        _ if cluster_ips.contains(&"None") => ServiceKind::Headless,
+        _ => ServiceKind::Proxied,
+    };
+    if kind != ServiceKind::Proxied {
+        cluster_ips.clear();
+    }
+    let cluster_ips = addresses("spec.clusterIPs", cluster_ips, &mut faults);
+
+    let mut families: Vec<Family> = spec
+        .and_then(|spec| spec.ip_families.as_deref())
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|family| match family.as_str() {
+            "IPv4" => Some(Family::V4),
+            "IPv6" => Some(Family::V6),
+            other => {
+                faults.push(format!("spec.ipFamilies: {other:?} is no address family").into());
+                None
+            }
+        })
+        .collect();
+    if families.is_empty() {
+        families = cluster_ips.iter().copied().map(Family::of).collect();
+    }
+    families.sort_unstable();
+    families.dedup();
+
+    let external_ips = spec.and_then(|spec| spec.external_ips.as_deref()).unwrap_or_default();
+    let ingress = object
+        .status
+        .as_ref()
+        .and_then(|status| status.load_balancer.as_ref())
+        .and_then(|balancer| balancer.ingress.as_deref())
+        .unwrap_or_default();
+    let vips = ingress
+        .iter()
+        .filter(|ingress| ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"))
+        .filter_map(|ingress| ingress.ip.as_deref().filter(|ip| !ip.is_empty()));
+
+    let policy = |value: Option<&str>| if value == Some("Local") { Policy::Local } else { Policy::Cluster };
+    let affinity_seconds = match text(|spec| &spec.session_affinity) {
+        Some("ClientIP") => spec
+            .and_then(|spec| spec.session_affinity_config.as_ref())
+            .and_then(|config| config.client_ip.as_ref())
+            .and_then(|client| client.timeout_seconds)
+            .and_then(|seconds| u32::try_from(seconds).ok())
+            .filter(|seconds| *seconds > 0)
+            .unwrap_or(AFFINITY_SECONDS),
+        _ => 0,
+    };
+
+    let mut ports = Vec::new();
+    for port in spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default() {
+        let name = port.name.as_deref().unwrap_or_default();
+        let Some(number) = port_number(port.port) else {
+            faults.push(format!("port {name:?}: {} is no port number", port.port).into());
+            continue;
+        };
+        let Some(protocol) = protocol(port.protocol.as_deref()) else {
+            faults.push(format!("port {name:?}: protocol {:?} is none that a Service can have", port.protocol).into());
+            continue;
+        };
+        let node_port = match port.node_port {
+            None | Some(0) => 0,
+            Some(number) => port_number(number).unwrap_or_else(|| {
+                faults.push(format!("port {name:?}: nodePort {number} is no port number").into());
+                0
+            }),
+        };
+        ports.push(ServicePort { name: name.into(), port: number, protocol, node_port });
+    }
+
+    Service {
+        name: object_name(&object.metadata),
+        created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        kind,
+        families,
+        cluster_ips,
+        external_ips: addresses("spec.externalIPs", external_ips, &mut faults),
+        load_balancer_ips: addresses("status.loadBalancer.ingress", vips, &mut faults),
+        ports,
+        internal_policy: policy(text(|spec| &spec.internal_traffic_policy)),
+        external_policy: policy(text(|spec| &spec.external_traffic_policy)),
+        affinity_seconds,
+        faults,
+    }
+}
+
+/// None for a slice that names no Service.
+pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
+    let service = object.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty())?;
+    let mut faults = Vec::new();
+    let mut endpoints = Vec::new();
+    let family = match object.address_type.as_str() {
+        "IPv4" => Some(Family::V4),
+        "IPv6" => Some(Family::V6),
+        other => {
+            faults.push(format!("addressType {other:?} cannot be proxied").into());
+            None
+        }
+    };
+    for endpoint in object.endpoints.iter().flatten().filter(|_| family.is_some()) {
+        // All addresses of an endpoint are the same one; consumers use the first (discovery/v1, Endpoint).
+        let Some(text) = endpoint.addresses.first() else { continue };
+        let address = match IpAddr::from_str(text) {
+            Ok(address) if Some(Family::of(address)) == family => address,
+            _ => {
+                faults.push(format!("endpoint {text:?} is no {} address", object.address_type).into());
+                continue;
+            }
+        };
+        let conditions = endpoint.conditions.as_ref();
+        let hints = endpoint.hints.as_ref();
+        let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
+        let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
+        endpoints.push(Endpoint {
+            address,
+            node: endpoint.node_name.as_deref().map(Into::into),
+            condition: Condition::new(
+                conditions.and_then(|conditions| conditions.ready),
+                conditions.and_then(|conditions| conditions.serving),
+                conditions.and_then(|conditions| conditions.terminating),
+            ),
+            zone_hints: zones.iter().map(|zone| zone.name.as_str().into()).collect(),
+            node_hints: nodes.iter().map(|node| node.name.as_str().into()).collect(),
+        });
+    }
+    let mut ports = Vec::new();
+    for port in object.ports.as_deref().unwrap_or_default() {
+        let name = port.name.as_deref().unwrap_or_default();
+        match slice_port(name, port.port, port.protocol.as_deref()) {
+            Ok(port) => ports.push(port),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    Some(Slice { name: object_name(&object.metadata), service: service.as_str().into(), ports, endpoints, faults })
+}
+
+/// A legacy Endpoints object as slices, one for each of its subsets, as the EndpointSlice mirroring controller would
+/// write them.
+pub fn endpoints(object: &core::Endpoints) -> Vec<Slice> {
+    let owner = object_name(&object.metadata);
+    let mut slices = Vec::new();
+    for (index, subset) in object.subsets.iter().flatten().enumerate() {
+        let mut faults = Vec::new();
+        let mut endpoints = Vec::new();
+        let ready = subset.addresses.iter().flatten().map(|address| (address, true));
+        let not_ready = subset.not_ready_addresses.iter().flatten().map(|address| (address, false));
+        for (address, ready) in ready.chain(not_ready) {
+            match IpAddr::from_str(&address.ip) {
+                Ok(ip) => endpoints.push(Endpoint {
+                    address: ip,
+                    node: address.node_name.as_deref().map(Into::into),
+                    condition: Condition::new(Some(ready), None, None),
+                    zone_hints: Box::default(),
+                    node_hints: Box::default(),
+                }),
+                Err(_) => faults.push(format!("endpoint {:?} is no IP address", address.ip).into()),
+            }
+        }
+        let mut ports = Vec::new();
+        for port in subset.ports.iter().flatten() {
+            let name = port.name.as_deref().unwrap_or_default();
+            match slice_port(name, Some(port.port), port.protocol.as_deref()) {
+                Ok(port) => ports.push(port),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        let name = ObjectName::new(&owner.namespace, &format!("{} (Endpoints, subset {})", owner.name, index + 1));
+        slices.push(Slice { name, service: owner.name.clone(), ports, endpoints, faults });
+    }
+    slices
+}
+
+pub fn node(object: &core::Node) -> Node {
+    let addresses = object.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    let first = |family: Family| {
+        ["InternalIP", "ExternalIP"].iter().find_map(|kind| {
+            addresses
+                .iter()
+                .filter(|address| address.type_ == **kind)
+                .filter_map(|address| IpAddr::from_str(&address.address).ok())
+                .find(|address| Family::of(*address) == family)
+        })
+    };
+    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    Node {
+        name: object.metadata.name.as_deref().unwrap_or_default().into(),
+        zone: object
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(ZONE_LABEL))
+            .map(|zone| zone.as_str().into()),
+        primary: Family::BOTH.into_iter().filter_map(first).collect(),
+        eligible: object.metadata.deletion_timestamp.is_none()
+            && taints.iter().all(|taint| taint.key != TO_BE_DELETED_TAINT),
+    }
+}
+
+fn slice_port(name: &str, port: Option<i32>, protocol_name: Option<&str>) -> Result<SlicePort, Box<str>> {
+    let number = match port {
+        // "All ports", which kube-proxy ignores as well.
+        None => return Err(format!("port {name:?} has no number").into()),
+        Some(number) => port_number(number).ok_or_else(|| format!("port {name:?}: {number} is no port number"))?,
+    };
+    let protocol = protocol(protocol_name)
+        .ok_or_else(|| format!("port {name:?}: protocol {protocol_name:?} is none that a Service can have"))?;
+    Ok(SlicePort { name: name.into(), port: number, protocol })
+}
+
+fn port_number(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|number| *number != 0)
+}
+
+/// The API's default is TCP.
+fn protocol(name: Option<&str>) -> Option<Protocol> {
+    Protocol::parse(name.filter(|name| !name.is_empty()).unwrap_or("TCP"))
+}
+
+fn addresses<T: AsRef<str>>(
+    field: &str,
+    texts: impl IntoIterator<Item = T>,
+    faults: &mut Vec<Box<str>>,
+) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for text in texts {
+        match IpAddr::from_str(text.as_ref()) {
+            Ok(address) => addresses.push(address),
+            Err(_) => faults.push(format!("{field}: {:?} is no IP address", text.as_ref()).into()),
+        }
+    }
+    addresses
+}

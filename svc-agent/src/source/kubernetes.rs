@@ -1,0 +1,332 @@
+//! Watches of the Kubernetes API: Services, EndpointSlices and the agent's own Node.
+//!
+//! After an outage of the API server the watches go on from the last resourceVersion that they saw; a new list is read
+//! only where the server no longer knows that version. While it is away, one request a second asks for it, on behalf of
+//! all watches.
+use std::fmt::Debug;
+use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use kube::api::Api;
+use kube::client::{Body, ClientBuilder, ConfigExt as _};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::watcher;
+use kube::{Client, Config, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+use tower::util::option_layer;
+use tower::{BoxError, ServiceBuilder};
+use tracing::{info, warn};
+
+use super::{Closed, Event, Sender, decode, send};
+use crate::object::{Node, ObjectName, Service, Slice};
+use crate::status::Status;
+
+/// Services and slices that are not for us, by the labels that kube-proxy goes by: another proxy's, and headless ones.
+const SELECTOR: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that says nothing for this long is given up; a watch has a bookmark about once a minute.
+const READ_TIMEOUT: Duration = Duration::from_secs(100);
+/// A peer that vanished without a word is noticed after idle + interval * retries.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(2);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// Between two attempts at a server that is away: short enough to be back in force 2 s after it.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two attempts that the server forbids.
+const FORBIDDEN_EVERY: Duration = Duration::from_secs(30);
+
+/// A client of the API server that `kubeconfig` names, or else the pod's service account; `url` replaces the server's
+/// address.
+///
+/// # Errors
+/// Where the configuration cannot be read or does not make a client. The server need not answer.
+pub async fn connect(kubeconfig: Option<&Path>, url: Option<&str>) -> anyhow::Result<Client> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("--kubeconfig {}", path.display()))?
+        }
+        None => {
+            let config = Config::incluster()
+                .context("neither --kubeconfig nor --manifests is given, and this is no pod with a service account")?;
+            if url.is_none() {
+                warn!(
+                    server = %config.cluster_url,
+                    "the API server is reached through a Service; give its own address by --api-server, since nobody \
+                     else may be serving that Service"
+                );
+            }
+            config
+        }
+    };
+    if let Some(url) = url {
+        config.cluster_url = url.parse().with_context(|| format!("--api-server {url}: not a URL"))?;
+    }
+    let server = config.cluster_url.clone();
+    let client = client(&config).context("cannot make a client of the API server")?;
+    info!(%server, "watching the API server");
+    Ok(client)
+}
+
+fn client(config: &Config) -> kube::Result<Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(KEEPALIVE_IDLE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    // Data that nobody acknowledges stops the keepalive probes, and has a limit of its own.
+    tcp.set_tcp_user_timeout(Some(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES));
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_read_timeout(Some(READ_TIMEOUT));
+    connector.set_write_timeout(Some(READ_TIMEOUT));
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .layer(option_layer(config.auth_layer()?))
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
+}
+
+/// Watches until nobody listens any more.
+pub async fn run(client: Client, node_name: &str, events: Sender, status: Arc<Status>) {
+    let gate = Gate::new(client.clone(), status);
+    let selected = watcher::Config::default().labels(SELECTOR);
+    let own = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
+    // Each ends with the others, when the agent stops.
+    let _: Result<_, Closed> = tokio::try_join!(
+        watch::<core::Service>(Api::all(client.clone()), selected.clone(), &gate, &events),
+        watch::<discovery::EndpointSlice>(Api::all(client.clone()), selected, &gate, &events),
+        watch::<core::Node>(Api::all(client), own, &gate, &events),
+    );
+}
+
+/// An object of the API that we watch.
+trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+    /// What is kept of it.
+    type Item;
+
+    /// None where it is not for us.
+    fn decode(&self) -> Option<Self::Item>;
+    fn list(items: Vec<Self::Item>) -> Event;
+    fn put(item: Self::Item) -> Event;
+    fn delete(name: ObjectName) -> Event;
+}
+
+impl Watched for core::Service {
+    type Item = Service;
+
+    fn decode(&self) -> Option<Service> {
+        Some(decode::service(self))
+    }
+
+    fn list(items: Vec<Service>) -> Event {
+        Event::Services(items)
+    }
+
+    fn put(item: Service) -> Event {
+        Event::PutService(item)
+    }
+
+    fn delete(name: ObjectName) -> Event {
+        Event::DeleteService(name)
+    }
+}
+
+impl Watched for discovery::EndpointSlice {
+    type Item = Slice;
+
+    fn decode(&self) -> Option<Slice> {
+        decode::slice(self)
+    }
+
+    fn list(items: Vec<Slice>) -> Event {
+        Event::Slices(items)
+    }
+
+    fn put(item: Slice) -> Event {
+        Event::PutSlice(item)
+    }
+
+    fn delete(name: ObjectName) -> Event {
+        Event::DeleteSlice(name)
+    }
+}
+
+impl Watched for core::Node {
+    type Item = Node;
+
+    fn decode(&self) -> Option<Node> {
+        Some(decode::node(self))
+    }
+
+    fn list(mut items: Vec<Node>) -> Event {
+        Event::Node(items.pop())
+    }
+
+    fn put(item: Node) -> Event {
+        Event::Node(Some(item))
+    }
+
+    fn delete(_name: ObjectName) -> Event {
+        Event::Node(None)
+    }
+}
+
+async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, events: &Sender) -> Result<(), Closed> {
+    let mut stream = pin!(watcher(api, config));
+    let mut list = Vec::new();
+    let mut failures = 0;
+    while let Some(item) = stream.next().await {
+        match item {
+            Ok(event) => match event {
+                watcher::Event::Init => list.clear(),
+                watcher::Event::InitApply(object) => list.extend(object.decode()),
+                watcher::Event::InitDone => {
+                    failures = 0;
+                    gate.reached();
+                    send(events, K::list(std::mem::take(&mut list))).await?;
+                }
+                watcher::Event::Apply(object) => {
+                    failures = 0;
+                    let event = match object.decode() {
+                        Some(item) => K::put(item),
+                        None => K::delete(decode::object_name(object.meta())),
+                    };
+                    send(events, event).await?;
+                }
+                watcher::Event::Delete(object) => {
+                    failures = 0;
+                    send(events, K::delete(decode::object_name(object.meta()))).await?;
+                }
+            },
+            Err(error) => {
+                failures += 1;
+                gate.retry(&K::kind(&()), &error, failures).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where watches wait that have failed.
+struct Gate {
+    client: Client,
+    status: Arc<Status>,
+    /// When the server last answered a probe. Held while probing, so that one watch asks for all.
+    answered: Mutex<Option<Instant>>,
+    jitter: RandomState,
+}
+
+impl Gate {
+    fn new(client: Client, status: Arc<Status>) -> Self {
+        Gate { client, status, answered: Mutex::new(None), jitter: RandomState::new() }
+    }
+
+    fn reached(&self) {
+        self.status.set_connected(true);
+    }
+
+    /// Returns when the watch should try again; `failures` of it in a row have come to nothing.
+    async fn retry(&self, kind: &str, error: &watcher::Error, failures: u32) {
+        if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
+            return;
+        }
+        let was_away = self.await_server(Instant::now()).await;
+        if was_away || failures <= 1 {
+            return;
+        }
+        // The server is there, and yet it will not do.
+        warn!(%kind, failures, "watch failed: {}", chain(error));
+        let pause = if is_forbidden(error) {
+            PROBE_EVERY.saturating_mul(1 << failures.min(10)).min(FORBIDDEN_EVERY)
+        } else {
+            PROBE_EVERY
+        };
+        sleep(self.jittered(pause)).await;
+    }
+
+    /// Returns once the server answers: whether it did not do so at first, or has answered another watch since `failed`.
+    async fn await_server(&self, failed: Instant) -> bool {
+        let mut answered = self.answered.lock().await;
+        if answered.is_some_and(|answered| answered > failed) {
+            return true;
+        }
+        let mut attempts: u32 = 0;
+        while let Err(why) = self.probe().await {
+            if attempts == 0 {
+                warn!("API server lost, going on with what is known: {why}");
+                self.status.set_connected(false);
+            }
+            attempts += 1;
+            sleep(self.jittered(PROBE_EVERY)).await;
+        }
+        let now = Instant::now();
+        if attempts > 0 {
+            info!(away_ms = now.duration_since(failed).as_millis(), attempts, "API server is back");
+            self.status.set_connected(true);
+        }
+        *answered = Some(now);
+        attempts > 0
+    }
+
+    /// Any answer will do: whether the watches may go on is for them to see.
+    async fn probe(&self) -> Result<(), String> {
+        match timeout(PROBE_TIMEOUT, self.client.apiserver_version()).await {
+            Ok(Ok(_) | Err(kube::Error::Api(_) | kube::Error::SerdeError(_))) => Ok(()),
+            Ok(Err(error)) => Err(chain(&error)),
+            Err(_elapsed) => Err("no answer within a second".to_owned()),
+        }
+    }
+
+    /// 75% to 100% of it.
+    fn jittered(&self, pause: Duration) -> Duration {
+        let random = self.jitter.hash_one(std::time::Instant::now());
+        pause.mul_f64(0.75 + 0.25 * (random as f64 / u64::MAX as f64))
+    }
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    let code = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code,
+        _ => return false,
+    };
+    code == 401 || code == 403
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

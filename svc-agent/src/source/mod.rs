@@ -1,0 +1,64 @@
+//! Where the wanted state comes from. Sources only send events; they decide nothing and keep nothing that the store keeps.
+pub mod addresses;
+pub mod decode;
+pub mod kubernetes;
+pub mod manifests;
+
+use std::net::IpAddr;
+
+use tokio::sync::mpsc;
+
+use crate::object::{Node, ObjectName, Service, Slice};
+
+/// One kind of input. The agent touches nothing in the kernel before it has a whole list of each.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Kind {
+    Service,
+    EndpointSlice,
+    Node,
+    Address,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Address];
+
+    pub const fn label(self) -> &'static str {
+        match self {
+            Kind::Service => "services",
+            Kind::EndpointSlice => "endpointslices",
+            Kind::Node => "node",
+            Kind::Address => "addresses",
+        }
+    }
+}
+
+/// A change of the input. A whole list replaces all that was known of its kind, so what vanished while nobody was watching
+/// is seen to be gone; a half-read list is never sent.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    Services(Vec<Service>),
+    PutService(Service),
+    DeleteService(ObjectName),
+    Slices(Vec<Slice>),
+    PutSlice(Slice),
+    DeleteSlice(ObjectName),
+    /// The agent's own Node; none while there is no such object.
+    Node(Option<Node>),
+    /// All addresses of the node's interfaces that other machines could use.
+    Addresses(Vec<IpAddr>),
+}
+
+/// The way to the task that owns the state. Bounded: while the kernel is being written, a flood of events waits in the
+/// API server's buffers, not in ours.
+pub type Sender = mpsc::Sender<Event>;
+
+/// The owner of the state is gone: the agent is stopping.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody listens to events any more")]
+pub struct Closed;
+
+/// # Errors
+/// When the agent is stopping.
+pub async fn send(events: &Sender, event: Event) -> Result<(), Closed> {
+    events.send(event).await.map_err(|_| Closed)
+}

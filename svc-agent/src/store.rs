@@ -1,0 +1,200 @@
+//! Everything the sources said, in one place, and which Services that touches.
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::object::{Node, ObjectName, Service, Slice};
+use crate::source::{Event, Kind};
+
+#[derive(Default, Debug)]
+pub struct Store {
+    services: BTreeMap<ObjectName, Service>,
+    /// By slice name.
+    slices: BTreeMap<ObjectName, Slice>,
+    /// A Service's name and one of its slices' (in the same namespace).
+    slices_of: BTreeSet<(ObjectName, Box<str>)>,
+    node: Option<Node>,
+    addresses: Vec<IpAddr>,
+    synced: BTreeSet<Kind>,
+    changes: Changes,
+}
+
+/// What must be planned again.
+#[derive(Default, Debug, PartialEq)]
+pub struct Changes {
+    pub services: BTreeSet<ObjectName>,
+    /// The Node or the node's addresses changed.
+    pub node: bool,
+}
+
+impl Store {
+    /// A whole list of every kind has arrived.
+    pub fn is_ready(&self) -> bool {
+        self.synced.len() == Kind::ALL.len()
+    }
+
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    pub fn slices_of<'a>(&'a self, service: &ObjectName) -> impl Iterator<Item = &'a Slice> {
+        let of = service.clone();
+        self.slices_of.range((service.clone(), Box::default())..).take_while(move |(name, _)| *name == of).filter_map(
+            |(name, slice)| self.slices.get(&ObjectName { namespace: name.namespace.clone(), name: slice.clone() }),
+        )
+    }
+
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    pub fn take(&mut self, event: Event) {
+        match event {
+            Event::Services(list) => {
+                let listed: BTreeSet<ObjectName> = list.iter().map(|service| service.name.clone()).collect();
+                let gone: Vec<_> = self.services.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                for name in gone {
+                    self.delete_service(&name);
+                }
+                for service in list {
+                    self.put_service(service);
+                }
+                self.synced.insert(Kind::Service);
+            }
+            Event::PutService(service) => self.put_service(service),
+            Event::DeleteService(name) => self.delete_service(&name),
+            Event::Slices(list) => {
+                let listed: BTreeSet<ObjectName> = list.iter().map(|slice| slice.name.clone()).collect();
+                let gone: Vec<_> = self.slices.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                for name in gone {
+                    self.delete_slice(&name);
+                }
+                for slice in list {
+                    self.put_slice(slice);
+                }
+                self.synced.insert(Kind::EndpointSlice);
+            }
+            Event::PutSlice(slice) => self.put_slice(slice),
+            Event::DeleteSlice(name) => self.delete_slice(&name),
+            Event::Node(node) => self.put_node(node),
+            Event::Addresses(addresses) => {
+                if self.addresses != addresses || !self.synced.contains(&Kind::Address) {
+                    self.addresses = addresses;
+                    self.changes.node = true;
+                }
+                self.synced.insert(Kind::Address);
+            }
+        }
+    }
+
+    fn put_service(&mut self, service: Service) {
+        if self.services.get(&service.name) != Some(&service) {
+            self.changes.services.insert(service.name.clone());
+            self.services.insert(service.name.clone(), service);
+        }
+    }
+
+    fn delete_service(&mut self, name: &ObjectName) {
+        if self.services.remove(name).is_some() {
+            self.changes.services.insert(name.clone());
+        }
+    }
+
+    fn put_slice(&mut self, slice: Slice) {
+        if self.slices.get(&slice.name) == Some(&slice) {
+            return;
+        }
+        self.delete_slice(&slice.name);
+        let service = ObjectName { namespace: slice.name.namespace.clone(), name: slice.service.clone() };
+        self.changes.services.insert(service.clone());
+        self.slices_of.insert((service, slice.name.name.clone()));
+        self.slices.insert(slice.name.clone(), slice);
+    }
+
+    fn delete_slice(&mut self, name: &ObjectName) {
+        if let Some(slice) = self.slices.remove(name) {
+            let service = ObjectName { namespace: slice.name.namespace, name: slice.service };
+            self.slices_of.remove(&(service.clone(), slice.name.name));
+            self.changes.services.insert(service);
+        }
+    }
+
+    fn put_node(&mut self, node: Option<Node>) {
+        let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
+        if zone(&self.node) != zone(&node) {
+            self.changes.services.extend(self.services.keys().cloned());
+        }
+        if self.node != node || !self.synced.contains(&Kind::Node) {
+            self.node = node;
+            self.changes.node = true;
+        }
+        self.synced.insert(Kind::Node);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(name: &str, service: &str) -> Slice {
+        let name = ObjectName::new("default", name);
+        Slice { name, service: service.into(), ports: vec![], endpoints: vec![], faults: vec![] }
+    }
+
+    fn dirty(store: &mut Store) -> Vec<String> {
+        store.take_changes().services.iter().map(|name| name.name.to_string()).collect()
+    }
+
+    #[test]
+    fn nothing_is_ready_before_every_kind_has_a_whole_list() {
+        let mut store = Store::default();
+        for event in
+            [Event::Services(vec![]), Event::PutSlice(slice("s", "a")), Event::Node(None), Event::Addresses(vec![])]
+        {
+            store.take(event);
+            assert!(!store.is_ready());
+        }
+        store.take(Event::Slices(vec![]));
+        assert!(store.is_ready());
+    }
+
+    #[test]
+    fn a_list_touches_only_what_differs_from_the_one_before() {
+        let mut store = Store::default();
+        store.take(Event::Slices(vec![slice("one", "a"), slice("two", "b"), slice("three", "c")]));
+        assert_eq!(dirty(&mut store), ["a", "b", "c"]);
+        store.take(Event::Slices(vec![slice("one", "a"), slice("two", "d")]));
+        assert_eq!(dirty(&mut store), ["b", "c", "d"]);
+    }
+
+    #[test]
+    fn a_slice_that_changes_its_service_touches_both() {
+        let mut store = Store::default();
+        store.take(Event::PutSlice(slice("one", "a")));
+        dirty(&mut store);
+        store.take(Event::PutSlice(slice("one", "b")));
+        assert_eq!(dirty(&mut store), ["a", "b"]);
+        assert_eq!(store.slices_of(&ObjectName::new("default", "a")).count(), 0);
+        assert_eq!(store.slices_of(&ObjectName::new("default", "b")).count(), 1);
+    }
+
+    #[test]
+    fn a_service_whose_name_begins_like_another_has_its_own_slices() {
+        let mut store = Store::default();
+        store.take(Event::Slices(vec![slice("one", "web"), slice("two", "web-2"), slice("three", "web")]));
+        let names: Vec<_> =
+            store.slices_of(&ObjectName::new("default", "web")).map(|slice| &*slice.name.name).collect();
+        assert_eq!(names, ["one", "three"]);
+    }
+}
