@@ -79,6 +79,21 @@ impl Drop for Claim {
     }
 }
 
+/// The ids of the labs there are.
+pub fn running() -> Result<Vec<String>> {
+    if !Path::new(DIRECTORY).exists() {
+        return Ok(Vec::new());
+    }
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(DIRECTORY)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            ids.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(ids)
+}
+
 /// Removes every lab whose owner is no more.
 pub fn sweep() -> Result<()> {
     if !Path::new(DIRECTORY).exists() {
@@ -89,18 +104,14 @@ pub fn sweep() -> Result<()> {
 }
 
 fn sweep_locked() -> Result<()> {
-    for entry in fs::read_dir(DIRECTORY)? {
-        let entry = entry?;
-        if !entry.file_type()?.is_dir() {
-            continue;
-        }
-        let abandoned = match File::open(entry.path().join(LOCK)) {
+    for id in running()? {
+        let abandoned = match File::open(directory(&id).join(LOCK)) {
             Ok(lock) => lock.try_lock().is_ok(),
             // Its owner died before it could lock, or its removal was cut short.
             Err(_) => true,
         };
         if abandoned {
-            remove(&entry.file_name().to_string_lossy())?;
+            remove(&id)?;
         }
     }
     Ok(())
@@ -133,11 +144,13 @@ fn bpffs(id: &str) -> PathBuf {
     directory(id).join("bpf")
 }
 
-fn cgroup_directory(id: &str) -> Result<PathBuf> {
+/// Where the lab's cgroups are.
+pub fn cgroup_directory(id: &str) -> Result<PathBuf> {
     Ok(cgroup::mount_point()?.join(format!("svc-lab-{id}")))
 }
 
-/// Ends in a character that no id holds: the namespaces of lab 1.1 are not those of lab 1.10.
-fn namespace_prefix(id: &str) -> String {
+/// What the names of the lab's namespaces start with. It ends in a character that no id holds: the namespaces of lab 1.1 are
+/// not those of lab 1.10.
+pub fn namespace_prefix(id: &str) -> String {
     format!("svc-{id}-")
 }

@@ -140,17 +140,15 @@ async fn readyz(client: Client) -> Result<()> {
 
 async fn apply(client: &Client, object: &Value) -> Result<()> {
     let (kind, name) = identity(object);
-    let parameters = PatchParams::apply(MANAGER).force();
+    let mut wanted = object.clone();
+    let status = wanted.as_object_mut().and_then(|fields| fields.remove("status"));
     let api = api(client, object)?;
-    api.patch(&name, &parameters, &Patch::Apply(object))
+    api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(wanted))
         .await
         .with_context(|| format!("cannot write {kind} {name}"))?;
-    // A node's addresses are part of its status, which is written by itself.
-    if kind == "Node" && object["status"].is_object() {
-        let status = json!({
-            "apiVersion": "v1", "kind": "Node", "metadata": { "name": name }, "status": object["status"],
-        });
-        api.patch_status(&name, &parameters, &Patch::Apply(status))
+    // Not applied but merged, as a kubelet does: two addresses of one type would count as one applied twice.
+    if let Some(status) = status {
+        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(json!({ "status": status })))
             .await
             .with_context(|| format!("cannot write the status of {kind} {name}"))?;
     }

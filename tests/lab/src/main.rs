@@ -1,5 +1,6 @@
 //! The lab's program: the demonstration, and what runs on the lab's hosts.
 mod demo;
+mod enter;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ enum Command {
     Demo(demo::Options),
     Serve(server::Options),
     Client(client::Options),
+    Enter(enter::Options),
     /// Remove what killed labs have left.
     Clean,
     /// Build kube-apiserver and etcd where they are missing, and print their directory.
@@ -41,6 +43,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Demo(options) => return demo::run(&options),
         Command::Serve(options) => server::run(&options)?,
         Command::Client(options) => client::run(&options)?,
+        Command::Enter(options) => enter::run(&options)?,
         Command::Clean => claim::sweep()?,
         Command::ControlPlane => println!("{}", control_plane::binaries_directory()?.display()),
     }
