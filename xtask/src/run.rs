@@ -28,7 +28,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     setup::ensure()?;
     setup::ensure_lab_tools()?;
-    shown(cargo().args(["build", "--package", "svc-agent", "--package", "svc-lab"]))?;
+    shown(cargo().arg("build"))?;
 
     let mut demo = Command::new(root().join("target/debug/svc-lab"));
     demo.arg("demo");

@@ -3,7 +3,7 @@ use std::env;
 use std::fs;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::step::{cargo, root, shown};
@@ -37,11 +37,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         lint::check_sources()?;
     }
 
-    shown(cargo().args(["build", "--workspace"]))?;
+    shown(cargo().arg("build"))?;
     if control_plane {
         shown(lab().arg("control-plane"))?;
     }
-    shown(cargo().args(["test", "--workspace", "--exclude", "svc-tests", "--"]).args(&options.filters))?;
+    shown(cargo().args(["test", "--"]).args(&options.filters))?;
     let result = shown(&mut root_tests(control_plane, &options.filters)?);
     // A test that was killed could not tidy up after itself.
     shown(lab().arg("clean"))?;
@@ -51,7 +51,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// A lab is two nodes, each with its agent and a few hundred requests in flight: more labs at once would measure waiting.
 fn root_tests(control_plane: bool, filters: &[String]) -> Result<Command> {
     let mut test = cargo();
-    test.args(["test", "--package", "svc-tests"]);
+    // Not --package: with fewer packages cargo would choose other features, and build every dependency once more.
+    test.args(["test", "--workspace"]);
     for name in test_binaries()? {
         if control_plane || name != "control_plane" {
             test.args(["--test", &name]);
@@ -61,19 +62,12 @@ fn root_tests(control_plane: bool, filters: &[String]) -> Result<Command> {
     Ok(test)
 }
 
-/// Every file of tests/ but the library is a test binary of its own.
+/// As tests/Cargo.toml names them.
 fn test_binaries() -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(root().join("tests"))? {
-        let name = entry?.file_name();
-        if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".rs"))
-            && name != "lib"
-        {
-            names.push(name.to_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
+    let manifest = fs::read_to_string(root().join("tests/Cargo.toml")).context("cannot read tests/Cargo.toml")?;
+    let tests = manifest.split("[[test]]").skip(1);
+    let names = tests.filter_map(|test| test.lines().find_map(|line| line.strip_prefix("name = ")));
+    Ok(names.map(|name| name.trim_matches('"').to_owned()).collect())
 }
 
 fn lab() -> Command {
