@@ -48,13 +48,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut lab = Lab::new()?;
     let interrupt = Interrupt::watch(lab.cgroup("")?)?;
     match show(&mut lab, options, start, &interrupt) {
-        // Whatever failed failed because its processes were ended.
-        _ if interrupt.happened() => {
-            println!("\nremoved the lab");
-            Ok(ExitCode::from(130))
-        }
         Ok(true) => Ok(ExitCode::SUCCESS),
         Ok(false) => Ok(ExitCode::FAILURE),
+        // What failed failed because its processes were ended.
+        Err(_) if interrupt.happened() => Ok(ExitCode::from(130)),
         Err(error) => Err(error),
     }
 }
@@ -81,7 +78,10 @@ fn show(lab: &mut Lab, options: &Options, start: Instant, interrupt: &Interrupt)
     if !options.once && std::io::stdout().is_terminal() {
         print_hints(lab, &source)?;
         interrupt.wait();
+        println!("\nremoving the lab");
+        return Ok(right);
     }
+    interrupt.check()?;
     Ok(right)
 }
 
