@@ -112,12 +112,15 @@ fn install_from_distribution() -> Result<Compiler> {
 
 fn ensure_bpf_linker(compiler: &Compiler) -> Result<()> {
     let llvm = compiler.llvm()?;
-    if let Some(problem) = bpf_linker_problem(llvm) {
-        install_bpf_linker(llvm).with_context(|| format!("bpf-linker {BPF_LINKER} is needed: {problem}"))
-    } else {
+    let Some(problem) = bpf_linker_problem(llvm) else {
         done("bpf-linker", &format!("{BPF_LINKER} on LLVM {llvm}"));
-        Ok(())
+        return Ok(());
+    };
+    install_bpf_linker(llvm).with_context(|| format!("bpf-linker {BPF_LINKER} is needed: {problem}"))?;
+    if let Some(problem) = bpf_linker_problem(llvm) {
+        bail!("bpf-linker was installed, but {problem}; put cargo's bin directory first in PATH");
     }
+    Ok(())
 }
 
 fn install_bpf_linker(llvm: u32) -> Result<()> {

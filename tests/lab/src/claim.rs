@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{cgroup, netns};
 
@@ -22,7 +22,8 @@ impl Claim {
     /// A new lab's name and directories. Removes what owners left that are no more.
     pub fn new() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot create {DIRECTORY}; the lab needs root"))?;
+        require_root()?;
+        fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot create {DIRECTORY}"))?;
         // Held until the new directory's own lock is: no one may take it for one left behind.
         let _turn = lock(&Path::new(DIRECTORY).join(LOCK))?;
         sweep_locked()?;
@@ -128,6 +129,16 @@ fn remove(id: &str) -> Result<()> {
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
     }
     fs::remove_dir_all(directory(id)).with_context(|| format!("cannot remove {}", directory(id).display()))
+}
+
+fn require_root() -> Result<()> {
+    // SAFETY: it takes nothing, touches no memory and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        bail!(
+            "a lab makes network namespaces and loads eBPF programs, which needs root: run it by `cargo xtask run` or `cargo xtask test`, as root"
+        );
+    }
+    Ok(())
 }
 
 fn lock(path: &Path) -> Result<File> {
