@@ -111,6 +111,17 @@ impl Cluster {
         }
     }
 
+    /// [`Cluster::expect_failure`], within this time.
+    #[track_caller]
+    pub fn expect_failure_soon(&self, within: Duration, host: &str, request: &Options, reason: &str) {
+        let one = Options { requests: Some(1), ..request.clone() };
+        let deadline = Instant::now() + within;
+        while self.lab.tally(host, &one).unwrap().failed() == 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.expect_failure(host, request, reason);
+    }
+
     /// Becomes so within this time.
     #[track_caller]
     pub fn expect_soon(&self, within: Duration, host: &str, target: &str, backends: &[&str]) {

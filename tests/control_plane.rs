@@ -44,7 +44,7 @@ fn services_and_backends_come_and_go_under_load() {
         manifests.remove("EndpointSlice", "later-ipv4");
     });
     cluster.expect_soon(SOON, CLIENT, CLUSTER_IP, &all_backends());
-    cluster.expect_failure(CLIENT, &Options::to("http://10.96.0.90/"), REFUSED);
+    cluster.expect_failure_soon(SOON, CLIENT, &Options::to("http://10.96.0.90/"), REFUSED);
     for load in loads {
         let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
         assert!(failed.is_empty(), "{failed:?}");

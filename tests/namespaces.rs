@@ -64,8 +64,7 @@ fn an_unconnected_socket_is_answered_from_the_address_it_sent_to(#[case] target:
 fn without_a_ready_backend_a_client_is_refused(#[case] host: &str, #[case] target: &str, #[case] reason: &str) {
     let mut cluster = Cluster::with_manifests();
     cluster.change(|manifests| all_backends().into_iter().for_each(|pod| manifests.set_ready(pod, false)));
-    thread::sleep(Duration::from_millis(500));
-    cluster.expect_failure(host, &Options::to(target), reason);
+    cluster.expect_failure_soon(Duration::from_secs(1), host, &Options::to(target), reason);
 }
 
 #[rstest]
