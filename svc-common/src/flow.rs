@@ -1,1 +1,993 @@
-//! The flow table.
+//! The flow table: sets of four cells; a cell is one direction of one flow, and one cache line.
+//!
+//! Plain memory: the kernel binds it to an mmapable array map, tests to a vector, inspection to the mapped pages. A reader
+//! takes no lock: it reads the cell's head, copies, and reads the head again. A writer takes the cell by compare-and-swap.
+//!
+//! A flow has two cells, which lead to each other:
+//! - forward, client to frontend: `to` is the backend, `second` the source port that the backend sees;
+//! - reverse, backend to client: `to` is the frontend, `second` the client's port, `dst` the client's address. Where the
+//!   source was masqueraded the packet's own destination is an address of this node; the cell is then found by
+//!   the port alone ([`Key::masqueraded`]), and `dst` is where the client's address is kept.
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use crate::Addr;
+use crate::map::{SCTP, TCP, UDP};
+
+pub const WAYS: usize = 4;
+
+/// Binary logarithm of a tick in nanoseconds (2.1 s): the unit of a cell's last use. 16 bits of ticks are 39 hours.
+pub const TICK_SHIFT: u32 = 31;
+
+const fn ticks(seconds: u32) -> u16 {
+    (((seconds as u64) * 1_000_000_000) >> TICK_SHIFT) as u16 + 1
+}
+
+/// How often, in ticks as a power of two, a live direction keeps its silent counterpart from growing old.
+const PEER_REFRESH_SHIFT: u32 = 3;
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Cell {
+    key: Key,
+    to: [u64; 2],
+    tail: Tail,
+}
+const _: () = assert!(size_of::<Cell>() == 64);
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+struct Tail {
+    port: u16,
+    last: u16,
+    backend: [u8; 3],
+    state: u8,
+}
+const _: () = assert!(size_of::<Tail>() == 8);
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Default)]
+pub struct Set(pub [Cell; WAYS]);
+const _: () = assert!(size_of::<Set>() == 256);
+
+const PORTS: u64 = 0xffff_ffff;
+const PROTOCOL_SHIFT: u32 = 32;
+const LIVE: u64 = 1 << 34;
+const REVERSE: u64 = 1 << 35;
+/// Part of the key: found by source and port alone.
+const BY_PORT: u64 = 1 << 36;
+/// Forward: the source address becomes this node's.
+const MASQUERADE: u64 = 1 << 37;
+const LOCKED: u64 = 1 << 38;
+/// In a set's first cell: an entry of this set may be in its second choice. Belongs to the set, not to the cell's flow.
+const OVERFLOWN: u64 = 1 << 39;
+const SECOND_SHIFT: u32 = 40;
+const SEQUENCE: u64 = 1 << 56;
+const SEQUENCE_MASK: u64 = 0xff << 56;
+const KEY: u64 = PORTS | 3 << PROTOCOL_SHIFT | BY_PORT;
+
+/// A packet went back to the client.
+pub const REPLIED: u8 = 1;
+/// The client answered the reply (TCP: anything after its SYN).
+pub const CONFIRMED: u8 = 1 << 1;
+pub const FIN_CLIENT: u8 = 1 << 2;
+pub const FIN_BACKEND: u8 = 1 << 3;
+pub const RESET: u8 = 1 << 4;
+
+/// What the state bits amount to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// One direction only.
+    New,
+    Established,
+    /// One side has sent its FIN.
+    Closing,
+    Closed,
+}
+
+impl State {
+    #[inline(always)]
+    pub const fn of(bits: u8) -> State {
+        if bits & RESET != 0 || bits & (FIN_CLIENT | FIN_BACKEND) == FIN_CLIENT | FIN_BACKEND {
+            State::Closed
+        } else if bits & (FIN_CLIENT | FIN_BACKEND) != 0 {
+            State::Closing
+        } else if bits & (REPLIED | CONFIRMED) == REPLIED | CONFIRMED {
+            State::Established
+        } else {
+            State::New
+        }
+    }
+
+    pub const fn label(self) -> &'static str {
+        match self {
+            State::New => "new",
+            State::Established => "established",
+            State::Closing => "closing",
+            State::Closed => "closed",
+        }
+    }
+}
+
+/// After how many idle ticks a cell may be taken: the kernel's conntrack defaults with kube-proxy's for established TCP
+/// (24 h) and half-closed TCP (1 h).
+#[inline(always)]
+pub const fn idle_limit(protocol: u8, state: u8) -> u16 {
+    match (protocol, State::of(state)) {
+        (_, State::Closed) => ticks(10),
+        (TCP, State::New) => ticks(60),
+        (TCP, State::Established) => ticks(86_400),
+        (TCP, State::Closing) => ticks(3_600),
+        (SCTP, State::Established) => ticks(210),
+        // UDP: 30 s, and 120 s for a flow with packets both ways.
+        (_, State::Established) => ticks(120),
+        _ => ticks(30),
+    }
+}
+
+/// What a cell is found by.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+pub struct Key {
+    /// From bit 0: source port 16, destination port 16, protocol 2, flags 6, second port 16, sequence 8. Ports in network
+    /// byte order. The key's part of it is [`KEY`]; in a cell, every rewrite moves the sequence.
+    head: u64,
+    src: [u64; 2],
+    dst: [u64; 2],
+}
+
+impl Key {
+    /// Ports in network byte order.
+    #[inline(always)]
+    pub const fn new(src: Addr, dst: Addr, sport: u16, dport: u16, protocol: u8) -> Self {
+        Key { src: src.pairs(), dst: dst.pairs(), head: head(sport, dport, protocol) }
+    }
+
+    /// The key of a reply to masqueraded traffic: `port` is the source port that was given to the flow. The destination's
+    /// address is this node's and not looked at, since a port is given out once for a backend whatever the address.
+    #[inline(always)]
+    pub const fn masqueraded(backend: Addr, backend_port: u16, port: u16, protocol: u8) -> Self {
+        Key { src: backend.pairs(), dst: [0; 2], head: head(backend_port, port, protocol) | BY_PORT }
+    }
+
+    /// All ones where the destination's address belongs to the key.
+    #[inline(always)]
+    const fn dst_mask(&self) -> u64 {
+        if self.head & BY_PORT != 0 { 0 } else { u64::MAX }
+    }
+
+    /// 64 bits, of which each half chooses a set; `seed` is a secret, so that nobody can aim at one set.
+    #[inline(always)]
+    const fn hash(&self, seed: u64) -> u64 {
+        let mask = self.dst_mask();
+        let a = (self.src[1] ^ seed).wrapping_mul(0x9E37_79B1_85EB_CA87);
+        let b = ((self.dst[1] & mask) ^ seed.rotate_left(17)).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
+        let c = (self.src[0] ^ (self.dst[0] & mask).rotate_left(32) ^ (self.head & KEY) ^ seed.rotate_left(41))
+            .wrapping_mul(0x1656_67B1_9E37_79F9);
+        let h = a ^ b.rotate_left(23) ^ (c >> 29) ^ c;
+        (h ^ (h >> 32)).wrapping_mul(0x9FB2_1C65_1E98_DF25)
+    }
+}
+
+#[inline(always)]
+const fn head(sport: u16, dport: u16, protocol: u8) -> u64 {
+    let code: u64 = match protocol {
+        TCP => 1,
+        UDP => 2,
+        _ => 3,
+    };
+    sport as u64 | (dport as u64) << 16 | code << PROTOCOL_SHIFT
+}
+
+#[inline(always)]
+const fn protocol(head: u64) -> u8 {
+    match (head >> PROTOCOL_SHIFT) & 3 {
+        1 => TCP,
+        2 => UDP,
+        _ => SCTP,
+    }
+}
+
+/// What a cell says of a packet. Ports in network byte order.
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub struct Hit {
+    to: [u64; 2],
+    dst: [u64; 2],
+    /// Port of `to`.
+    pub port: u16,
+    /// Forward: the source port towards the backend. Reverse: the client's port.
+    pub second: u16,
+    /// Tick of the last packet.
+    pub last: u16,
+    pub state: u8,
+    flags: u8,
+    pub backend: u32,
+}
+
+impl Hit {
+    #[inline(always)]
+    pub const fn to(&self) -> Addr {
+        Addr::from_pairs(self.to)
+    }
+
+    /// Where the packet is to go in the end: for a reverse cell the client's address.
+    #[inline(always)]
+    pub const fn dst(&self) -> Addr {
+        Addr::from_pairs(self.dst)
+    }
+
+    #[inline(always)]
+    pub const fn is_reverse(&self) -> bool {
+        (self.flags as u64) << PROTOCOL_SHIFT & REVERSE != 0
+    }
+
+    /// The flow's source address is this node's on the way to the backend.
+    #[inline(always)]
+    pub const fn is_masqueraded(&self) -> bool {
+        (self.flags as u64) << PROTOCOL_SHIFT & (MASQUERADE | BY_PORT) != 0
+    }
+}
+
+/// A cell to be written. Ports in network byte order.
+#[derive(Clone, Copy)]
+pub struct Entry(Cell);
+
+impl Entry {
+    #[inline(always)]
+    const fn new(key: Key, flags: u64, to: [u64; 2], port: u16, second: u16, backend: u32, state: u8) -> Self {
+        let head = (key.head & KEY) | flags | (second as u64) << SECOND_SHIFT;
+        let backend = [backend as u8, (backend >> 8) as u8, (backend >> 16) as u8];
+        Entry(Cell { key: Key { head, src: key.src, dst: key.dst }, to, tail: Tail { port, last: 0, backend, state } })
+    }
+
+    /// Client to frontend. `source_port` is what the backend sees; `masquerade`: it sees an address of this node, too.
+    #[inline(always)]
+    pub const fn forward(key: Key, to: Addr, port: u16, source_port: u16, masquerade: bool, backend: u32) -> Self {
+        Entry::new(key, if masquerade { MASQUERADE } else { 0 }, to.pairs(), port, source_port, backend, 0)
+    }
+
+    /// Backend to client.
+    #[inline(always)]
+    pub const fn reverse(key: Key, frontend: Addr, port: u16, client: Addr, client_port: u16, backend: u32) -> Self {
+        let key = Key { head: key.head, src: key.src, dst: client.pairs() };
+        Entry::new(key, REVERSE, frontend.pairs(), port, client_port, backend, 0)
+    }
+
+    #[inline(always)]
+    pub const fn key(&self) -> &Key {
+        &self.0.key
+    }
+
+    /// What [`find`] would say of it.
+    #[inline(always)]
+    pub const fn hit(&self, now: u16) -> Hit {
+        let mut hit = decode(&self.0);
+        hit.last = now;
+        hit
+    }
+
+    /// The counterpart of the cell that was hit by `key`.
+    #[inline(always)]
+    pub const fn peer_of(hit: &Hit, key: &Key) -> Self {
+        let (sport, dport) = (key.head as u16, (key.head >> 16) as u16);
+        let protocol = key.head & 3 << PROTOCOL_SHIFT;
+        if hit.is_reverse() {
+            // client:second -> to:port
+            let head = hit.second as u64 | (hit.port as u64) << 16 | protocol;
+            let flags = if hit.is_masqueraded() { MASQUERADE } else { 0 };
+            let forward = Key { head, src: hit.dst, dst: hit.to };
+            Entry::new(forward, flags, key.src, sport, dport, hit.backend, hit.state)
+        } else {
+            let by_port = if hit.is_masqueraded() { BY_PORT } else { 0 };
+            let head = hit.port as u64 | (hit.second as u64) << 16 | protocol | by_port;
+            let reverse = Key { head, src: hit.to, dst: key.src };
+            Entry::new(reverse, REVERSE, key.dst, dport, sport, hit.backend, hit.state)
+        }
+    }
+}
+
+/// The memory of the table.
+pub trait Memory {
+    /// The set at `index` modulo the number of sets, which is a power of two; null where there is none.
+    fn set(&self, index: u32) -> *mut Set;
+    fn seed(&self) -> u64;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Added {
+    New,
+    /// The key has a cell already; nothing was changed.
+    Exists,
+    /// All cells that the key may have are taken by flows that live.
+    Full,
+}
+
+/// The key's cell, or null; what it says stands in `hit` then.
+///
+/// A key has two sets. The second is looked at only where the first has once been full.
+#[inline(always)]
+pub fn find<M: Memory>(memory: &M, key: &Key, hit: &mut Hit) -> *mut Cell {
+    let hash = key.hash(memory.seed());
+    let first = memory.set((hash >> 32) as u32);
+    if first.is_null() {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: `set` gives null or a whole set, and cells are read by the protocol above.
+    unsafe {
+        let cell = find_in(first, key, hit);
+        if !cell.is_null() || head_of(addr_of!((*first).0[0])) & OVERFLOWN == 0 {
+            return cell;
+        }
+        let second = memory.set(hash as u32);
+        if second.is_null() {
+            return second.cast();
+        }
+        find_in(second, key, hit)
+    }
+}
+
+#[inline(always)]
+unsafe fn find_in(set: *mut Set, key: &Key, hit: &mut Hit) -> *mut Cell {
+    let mut way = 0;
+    while way < WAYS {
+        // SAFETY: the caller's set is whole.
+        unsafe {
+            let cell = addr_of_mut!((*set).0[way]);
+            let head = head_of(cell);
+            if is_at(cell, key) {
+                let copy = read_volatile(cell);
+                if (head ^ head_of(cell)) & !OVERFLOWN == 0 {
+                    *hit = decode(&copy);
+                    return cell;
+                }
+            }
+        }
+        way += 1;
+    }
+    core::ptr::null_mut()
+}
+
+#[inline(always)]
+unsafe fn head_of(cell: *const Cell) -> u64 {
+    // SAFETY: the caller's cell.
+    unsafe { read_volatile(addr_of!((*cell).key.head)) }
+}
+
+/// Whether the cell is the key's, and whole.
+#[inline(always)]
+unsafe fn is_at(cell: *const Cell, key: &Key) -> bool {
+    // SAFETY: the caller's cell.
+    unsafe {
+        if head_of(cell) & (KEY | LIVE | LOCKED) != key.head & KEY | LIVE {
+            return false;
+        }
+        let src = read_volatile(addr_of!((*cell).key.src));
+        let dst = read_volatile(addr_of!((*cell).key.dst));
+        let mask = key.dst_mask();
+        (src[0] ^ key.src[0]) | (src[1] ^ key.src[1]) | ((dst[0] ^ key.dst[0]) | (dst[1] ^ key.dst[1])) & mask == 0
+    }
+}
+
+/// How many cells of the set are the key's.
+#[inline(always)]
+unsafe fn count_in(set: *const Set, key: &Key) -> u32 {
+    let mut found = 0;
+    let mut way = 0;
+    while way < WAYS {
+        // SAFETY: the caller's set is whole.
+        found += unsafe { is_at(addr_of!((*set).0[way]), key) } as u32;
+        way += 1;
+    }
+    found
+}
+
+#[inline(always)]
+const fn decode(cell: &Cell) -> Hit {
+    let Cell { key: Key { head, dst, .. }, to, tail } = *cell;
+    Hit {
+        to,
+        dst,
+        port: tail.port,
+        second: (head >> SECOND_SHIFT) as u16,
+        last: tail.last,
+        state: tail.state,
+        flags: ((head & (REVERSE | BY_PORT | MASQUERADE)) >> PROTOCOL_SHIFT) as u8,
+        backend: tail.backend[0] as u32 | (tail.backend[1] as u32) << 8 | (tail.backend[2] as u32) << 16,
+    }
+}
+
+/// Notes that the flow lives and what its packets said: `bits` are added to its state. Writes at most once a tick, so that a
+/// busy flow's line stays clean. True where the flow's other cell should be told as well ([`sync`]).
+///
+/// # Safety
+/// `cell` comes from [`find`] on a table that still exists, `hit` from the same call.
+#[inline(always)]
+pub unsafe fn touch(cell: *mut Cell, hit: &mut Hit, bits: u8, now: u16) -> bool {
+    let mut tell = false;
+    if hit.last != now {
+        // SAFETY: the caller's cell; two bytes that any core may overwrite with its own tick.
+        unsafe { write_volatile(addr_of_mut!((*cell).tail.last), now) };
+        tell = hit.last >> PEER_REFRESH_SHIFT != now >> PEER_REFRESH_SHIFT;
+    }
+    let state = hit.state | bits;
+    if state != hit.state {
+        hit.state = state;
+        // SAFETY: as above, one byte.
+        unsafe { write_volatile(addr_of_mut!((*cell).tail.state), state) };
+        tell = true;
+    }
+    tell
+}
+
+/// Brings the flow's other cell up to date, and puts it back where it has gone.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub fn sync<M: Memory>(memory: &M, key: &Key, hit: &Hit, now: u16) {
+    let peer = Entry::peer_of(hit, key);
+    let mut other = Hit::default();
+    let cell = find(memory, peer.key(), &mut other);
+    if cell.is_null() {
+        add(memory, &peer, now);
+    } else {
+        // SAFETY: `cell` was just found in `memory`.
+        unsafe { touch(cell, &mut other, hit.state, now) };
+    }
+}
+
+/// Frees the cell that was hit by `key`, and its counterpart.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub fn close<M: Memory>(memory: &M, key: &Key, hit: &Hit) {
+    remove(memory, Entry::peer_of(hit, key).key());
+    remove(memory, key);
+}
+
+/// Adds a flow's direction. Taken for it is a free cell or one past its idle limit, where need be by moving another flow to
+/// its second choice; else a closed one, else the oldest half-open one: never a flow that lives.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub fn add<M: Memory>(memory: &M, entry: &Entry, now: u16) -> Added {
+    let key = &entry.0.key;
+    let hash = key.hash(memory.seed());
+    let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
+    if first.is_null() || second.is_null() {
+        return Added::Full;
+    }
+    // SAFETY: `set` gives null or a whole set.
+    unsafe {
+        if count_in(first, key) + count_in(second, key) > 0 {
+            return Added::Exists;
+        }
+        let (mut way, score) = victim(first, now);
+        let mut set = first;
+        if score < IDLE {
+            let (other, better) = victim(second, now);
+            if better > score {
+                way = other;
+                set = second;
+            }
+            if better < IDLE {
+                let mut room = first;
+                let mut moved = displace(memory, first, now);
+                if moved == NONE_MOVED {
+                    room = second;
+                    moved = displace(memory, second, now);
+                }
+                if moved != NONE_MOVED {
+                    way = moved;
+                    set = room;
+                } else if score == 0 && better == 0 {
+                    return Added::Full;
+                }
+            }
+        }
+        let cell = addr_of_mut!((*set).0[way as usize & (WAYS - 1)]);
+        if !take(cell, entry, now) {
+            return Added::Full;
+        }
+        if set == second {
+            fetch_or(addr_of_mut!((*first).0[0].key.head), OVERFLOWN);
+        }
+        // Another core may have added the same key meanwhile. Both see it then, and both step back. Where both choices are
+        // the same set, each of its cells is counted twice.
+        if count_in(first, key) + count_in(second, key) > if first == second { 2 } else { 1 } {
+            clear(cell);
+            return Added::Exists;
+        }
+    }
+    Added::New
+}
+
+const FREE: u32 = u32::MAX;
+const IDLE: u32 = 0x3_0000;
+const CLOSED: u32 = 0x2_0000;
+const HALF_OPEN: u32 = 0x1_0000;
+
+/// The cell that can best be done without, and how well: 0 is not at all.
+#[inline(always)]
+unsafe fn victim(set: *mut Set, now: u16) -> (u32, u32) {
+    let (mut best, mut best_score) = (0, 0);
+    let mut way = 0;
+    while way < WAYS {
+        // SAFETY: the caller's set is whole.
+        let (head, tail) = unsafe {
+            let cell = addr_of!((*set).0[way]);
+            (head_of(cell), read_volatile(addr_of!((*cell).tail)))
+        };
+        let score = score(head, tail, now);
+        if score > best_score {
+            best = way as u32;
+            best_score = score;
+        }
+        way += 1;
+    }
+    (best, best_score)
+}
+
+#[inline(always)]
+const fn score(head: u64, tail: Tail, now: u16) -> u32 {
+    if head & LOCKED != 0 {
+        return 0;
+    }
+    if head & LIVE == 0 {
+        return FREE;
+    }
+    let age = now.wrapping_sub(tail.last);
+    if age > idle_limit(protocol(head), tail.state) {
+        return IDLE + age as u32;
+    }
+    match State::of(tail.state) {
+        State::Closed => CLOSED + age as u32,
+        State::New => HALF_OPEN + age as u32,
+        State::Established | State::Closing => 0,
+    }
+}
+
+const NONE_MOVED: u32 = u32::MAX;
+
+/// Makes room in a full set: moves one of its flows to the other set that the flow may be in. The way that is free now, or
+/// [`NONE_MOVED`].
+///
+/// The copy is there before the original goes, so a reader finds one of them.
+///
+/// # Safety
+/// `set` is a whole set of `memory`.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> u32 {
+    let mut way = 0;
+    while way < WAYS {
+        // SAFETY: the caller's set is whole, and so are those that `memory` gives.
+        unsafe {
+            let cell = addr_of_mut!((*set).0[way]);
+            let head = head_of(cell);
+            let entry = Entry(read_volatile(cell));
+            let hash = entry.0.key.hash(memory.seed());
+            let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
+            let other = if set == first { second } else { first };
+            if head & (LIVE | LOCKED) == LIVE && head_of(cell) == head && !other.is_null() && other != set {
+                let (room, score) = victim(other, now);
+                if score >= IDLE
+                    && take(addr_of_mut!((*other).0[room as usize & (WAYS - 1)]), &entry, entry.0.tail.last)
+                {
+                    if set == first {
+                        fetch_or(addr_of_mut!((*set).0[0].key.head), OVERFLOWN);
+                    }
+                    clear(cell);
+                    return way as u32;
+                }
+            }
+        }
+        way += 1;
+    }
+    NONE_MOVED
+}
+
+/// # Safety
+/// `cell` belongs to a table that exists.
+#[inline(always)]
+unsafe fn take(cell: *mut Cell, entry: &Entry, now: u16) -> bool {
+    // SAFETY: the caller's cell; it is ours alone between the two changes of its head.
+    unsafe {
+        let at = addr_of_mut!((*cell).key.head);
+        let head = read_volatile(at);
+        let busy = (head & OVERFLOWN) | ((head & SEQUENCE_MASK).wrapping_add(SEQUENCE)) | LOCKED;
+        if head & LOCKED != 0 || compare_exchange(at, head, busy) != head {
+            return false;
+        }
+        write_volatile(addr_of_mut!((*cell).key.src), entry.0.key.src);
+        write_volatile(addr_of_mut!((*cell).key.dst), entry.0.key.dst);
+        write_volatile(addr_of_mut!((*cell).to), entry.0.to);
+        write_volatile(addr_of_mut!((*cell).tail), Tail { last: now, ..entry.0.tail });
+        // By exclusive or and not a store: another core may have set OVERFLOWN meanwhile.
+        fetch_xor(at, (entry.0.key.head & !(OVERFLOWN | SEQUENCE_MASK)) | LIVE | LOCKED);
+        true
+    }
+}
+
+/// Frees a key's cell, if it has one.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub fn remove<M: Memory>(memory: &M, key: &Key) {
+    let mut hit = Hit::default();
+    let cell = find(memory, key, &mut hit);
+    if !cell.is_null() {
+        // SAFETY: `cell` was just found in `memory`.
+        unsafe { clear(cell) };
+    }
+}
+
+/// # Safety
+/// `cell` belongs to a table that exists.
+#[inline(always)]
+unsafe fn clear(cell: *mut Cell) {
+    // SAFETY: the caller's cell; where the swap fails another core has taken the cell over already.
+    unsafe {
+        let at = addr_of_mut!((*cell).key.head);
+        let head = read_volatile(at);
+        let free = (head & OVERFLOWN) | (head & SEQUENCE_MASK).wrapping_add(SEQUENCE);
+        if head & LOCKED == 0 {
+            compare_exchange(at, head, free);
+        }
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+mod atomic {
+    use core::intrinsics::AtomicOrdering::SeqCst;
+    use core::intrinsics::{atomic_cxchg, atomic_or, atomic_xor};
+
+    #[inline(always)]
+    pub(super) unsafe fn compare_exchange(at: *mut u64, old: u64, new: u64) -> u64 {
+        unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(at, old, new).0 }
+    }
+    #[inline(always)]
+    pub(super) unsafe fn fetch_or(at: *mut u64, bits: u64) {
+        unsafe { atomic_or::<u64, u64, { SeqCst }>(at, bits) };
+    }
+    #[inline(always)]
+    pub(super) unsafe fn fetch_xor(at: *mut u64, bits: u64) {
+        unsafe { atomic_xor::<u64, u64, { SeqCst }>(at, bits) };
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+mod atomic {
+    use core::sync::atomic::AtomicU64;
+    use core::sync::atomic::Ordering::SeqCst;
+
+    pub(super) unsafe fn compare_exchange(at: *mut u64, old: u64, new: u64) -> u64 {
+        // SAFETY: the caller's cell is aligned to its line and outlives the call.
+        match unsafe { AtomicU64::from_ptr(at) }.compare_exchange(old, new, SeqCst, SeqCst) {
+            Ok(seen) | Err(seen) => seen,
+        }
+    }
+    pub(super) unsafe fn fetch_or(at: *mut u64, bits: u64) {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(at) }.fetch_or(bits, SeqCst);
+    }
+    pub(super) unsafe fn fetch_xor(at: *mut u64, bits: u64) {
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(at) }.fetch_xor(bits, SeqCst);
+    }
+}
+use atomic::{compare_exchange, fetch_or, fetch_xor};
+
+/// One cell, read for inspection. Ports in host byte order.
+#[cfg(any(test, feature = "std"))]
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    pub protocol: u8,
+    pub reverse: bool,
+    pub masqueraded: bool,
+    pub src: Addr,
+    pub src_port: u16,
+    /// The packet's own destination; of a masqueraded reverse cell the client's address.
+    pub dst: Addr,
+    pub dst_port: u16,
+    pub to: Addr,
+    pub to_port: u16,
+    pub second_port: u16,
+    pub backend: u32,
+    pub state: State,
+    /// Since the last packet.
+    pub idle_ticks: u16,
+    /// Longer idle than its kind may be: as good as free.
+    pub expired: bool,
+}
+
+#[cfg(any(test, feature = "std"))]
+impl Snapshot {
+    /// `None` where the cell is free or being written. `now` in ticks.
+    ///
+    /// # Safety
+    /// `cell` points to a cell that exists; the kernel may write it meanwhile.
+    pub unsafe fn read(cell: *const Cell, now: u16) -> Option<Self> {
+        // SAFETY: the caller's cell.
+        let (head, copy, again) = unsafe { (head_of(cell), read_volatile(cell), head_of(cell)) };
+        let Key { src, .. } = copy.key;
+        if head & LIVE == 0 || head & LOCKED != 0 || head & !OVERFLOWN != again & !OVERFLOWN {
+            return None;
+        }
+        let hit = decode(&copy);
+        let idle_ticks = now.wrapping_sub(hit.last);
+        let protocol = protocol(head);
+        Some(Snapshot {
+            protocol,
+            reverse: hit.is_reverse(),
+            masqueraded: hit.is_masqueraded(),
+            src: Addr::from_pairs(src),
+            src_port: u16::from_be(head as u16),
+            dst: hit.dst(),
+            dst_port: u16::from_be((head >> 16) as u16),
+            to: hit.to(),
+            to_port: u16::from_be(hit.port),
+            second_port: u16::from_be(hit.second),
+            backend: hit.backend,
+            state: State::of(hit.state),
+            idle_ticks,
+            expired: idle_ticks > idle_limit(protocol, hit.state),
+        })
+    }
+}
+
+/// A table in ordinary memory, for tests.
+#[cfg(any(test, feature = "std"))]
+pub struct Sets {
+    sets: Vec<core::cell::UnsafeCell<Set>>,
+    seed: u64,
+}
+
+// SAFETY: every access goes through the cells' own protocol.
+#[cfg(any(test, feature = "std"))]
+unsafe impl Sync for Sets {}
+
+#[cfg(any(test, feature = "std"))]
+impl Sets {
+    /// `sets` is a power of two.
+    pub fn new(sets: usize, seed: u64) -> Self {
+        assert!(sets.is_power_of_two());
+        Sets { sets: (0..sets).map(|_| core::cell::UnsafeCell::new(Set::default())).collect(), seed }
+    }
+
+    pub fn snapshots(&self, now: u16) -> Vec<Snapshot> {
+        self.sets
+            .iter()
+            .flat_map(|set| (0..WAYS).map(move |way| set.get().cast::<Cell>().wrapping_add(way)))
+            // SAFETY: the cells live as long as `self`.
+            .filter_map(|cell| unsafe { Snapshot::read(cell, now) })
+            .collect()
+    }
+}
+
+#[cfg(any(test, feature = "std"))]
+impl Memory for Sets {
+    fn set(&self, index: u32) -> *mut Set {
+        self.sets[index as usize & (self.sets.len() - 1)].get()
+    }
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SEED: u64 = 0x1234_5678_9abc_def1;
+
+    fn addr(n: u32) -> Addr {
+        Addr::v4(n.to_be())
+    }
+
+    fn client(i: u32) -> Key {
+        Key::new(addr(0x0a63_0000 + (i >> 14)), addr(0x0a60_0001), (1024 + (i & 0x3fff)) as u16, 80, TCP)
+    }
+
+    fn forward(i: u32) -> Entry {
+        Entry::forward(client(i), addr(i), 8080, 1, false, i & 0xff_ffff)
+    }
+
+    fn look<M: Memory>(memory: &M, key: &Key) -> Option<Hit> {
+        let mut hit = Hit::default();
+        (!find(memory, key, &mut hit).is_null()).then_some(hit)
+    }
+
+    #[test]
+    fn what_was_added_is_found_and_nothing_else() {
+        let table = Sets::new(1 << 10, SEED);
+        for i in 0..1000 {
+            assert_eq!(add(&table, &forward(i), 7), Added::New);
+        }
+        for i in 0..1000 {
+            let hit = look(&table, &client(i)).unwrap();
+            assert_eq!((hit.to(), hit.port, hit.second, hit.backend), (addr(i), 8080, 1, i));
+        }
+        assert_eq!(look(&table, &client(1000)), None);
+    }
+
+    #[test]
+    fn a_key_is_added_once() {
+        let table = Sets::new(4, SEED);
+        assert_eq!(add(&table, &forward(1), 7), Added::New);
+        assert_eq!(add(&table, &forward(1), 7), Added::Exists);
+    }
+
+    #[test]
+    fn a_removed_key_is_gone_and_its_cell_is_used_again() {
+        let table = Sets::new(1, SEED);
+        for i in 0..WAYS as u32 {
+            assert_eq!(add(&table, &forward(i), 7), Added::New);
+        }
+        remove(&table, &client(2));
+        assert_eq!(look(&table, &client(2)), None);
+        assert_eq!(add(&table, &forward(9), 7), Added::New);
+        assert!([0, 1, 3, 9].iter().all(|i| look(&table, &client(*i)).is_some()));
+    }
+
+    #[test]
+    fn seven_tenths_full_refuses_nobody_and_full_refuses_the_newcomer() {
+        let table = Sets::new(1 << 12, SEED);
+        let cells = 4u32 << 12;
+        let mut refused = 0;
+        for i in 0..cells {
+            let mut entry = forward(i);
+            entry.0.tail.state = REPLIED | CONFIRMED;
+            refused += u32::from(add(&table, &entry, 7) == Added::Full);
+            if i == cells * 7 / 10 {
+                assert_eq!(refused, 0);
+            }
+        }
+        assert!(refused > 0);
+        let found = (0..cells).filter(|i| look(&table, &client(*i)).is_some_and(|hit| hit.to() == addr(*i))).count();
+        assert_eq!(found as u32, cells - refused);
+    }
+
+    /// A set of four with these states and ages; which one goes for a newcomer.
+    fn evicted(cells: [(u8, u16); 4]) -> Option<usize> {
+        let table = Sets::new(1, SEED);
+        let now = 50_000;
+        for (i, (state, age)) in cells.into_iter().enumerate() {
+            let mut entry = forward(i as u32);
+            entry.0.tail.state = state;
+            assert_eq!(add(&table, &entry, now - age), Added::New);
+        }
+        match add(&table, &forward(99), now) {
+            Added::Full => None,
+            Added::New => (0..4).find(|i| look(&table, &client(*i as u32)).is_none()),
+            Added::Exists => panic!(),
+        }
+    }
+
+    #[test]
+    fn the_one_that_can_best_be_done_without_goes() {
+        let live = REPLIED | CONFIRMED;
+        let closed = live | RESET;
+        assert_eq!(evicted([(live, 1), (live, 900), (0, 2), (closed, 1)]), Some(3), "closed before half-open");
+        assert_eq!(evicted([(live, 1), (0, 1), (0, 5), (live, 9)]), Some(2), "the oldest half-open one");
+        assert_eq!(evicted([(closed, 1), (live, ticks(90_000)), (0, 1), (live, 9)]), Some(1), "past its limit first");
+        assert_eq!(
+            evicted([(live, 1), (live, 2), (live | FIN_CLIENT, 3), (live, 30_000)]),
+            None,
+            "never one that lives"
+        );
+    }
+
+    #[test]
+    fn a_set_that_once_overflowed_is_searched_in_both_places() {
+        let table = Sets::new(2, SEED);
+        for i in 0..8 {
+            let mut entry = forward(i);
+            entry.0.tail.state = REPLIED | CONFIRMED;
+            assert_eq!(add(&table, &entry, 7), Added::New, "{i}");
+        }
+        assert!((0..8).all(|i| look(&table, &client(i)).is_some()));
+    }
+
+    fn both_directions(masquerade: bool) -> (Sets, Key, Key) {
+        let table = Sets::new(4, SEED);
+        let (c, f, b) = (addr(1), addr(2), addr(3));
+        let forward_key = Key::new(c, f, 10, 20, UDP);
+        let reverse_key = if masquerade { Key::masqueraded(b, 30, 40, UDP) } else { Key::new(b, c, 30, 40, UDP) };
+        assert_eq!(add(&table, &Entry::reverse(reverse_key, f, 20, c, 10, 5), 7), Added::New);
+        assert_eq!(add(&table, &Entry::forward(forward_key, b, 30, 40, masquerade, 5), 7), Added::New);
+        (table, forward_key, reverse_key)
+    }
+
+    #[test]
+    fn the_two_directions_lead_to_each_other() {
+        for masquerade in [false, true] {
+            let (table, forward_key, reverse_key) = both_directions(masquerade);
+            let (f, r) = (look(&table, &forward_key).unwrap(), look(&table, &reverse_key).unwrap());
+            assert_eq!((f.is_reverse(), r.is_reverse()), (false, true));
+            assert_eq!((f.is_masqueraded(), r.is_masqueraded()), (masquerade, masquerade));
+            let reverse = Entry::peer_of(&f, &forward_key);
+            assert_eq!((look(&table, reverse.key()), reverse.hit(7)), (Some(r), r));
+            let forward = Entry::peer_of(&r, &reverse_key);
+            assert_eq!((look(&table, forward.key()), forward.hit(7)), (Some(f), f));
+        }
+    }
+
+    #[test]
+    fn a_lost_direction_is_put_back_as_it_was() {
+        for masquerade in [false, true] {
+            let (table, forward_key, reverse_key) = both_directions(masquerade);
+            for (kept, lost) in [(forward_key, reverse_key), (reverse_key, forward_key)] {
+                let before = look(&table, &lost).unwrap();
+                remove(&table, &lost);
+                sync(&table, &kept, &look(&table, &kept).unwrap(), 7);
+                assert_eq!(look(&table, &lost), Some(before));
+            }
+        }
+    }
+
+    #[test]
+    fn what_one_direction_learns_the_other_knows() {
+        let (table, forward_key, reverse_key) = both_directions(true);
+        let mut hit = Hit::default();
+        let cell = find(&table, &forward_key, &mut hit);
+        // SAFETY: the cell was just found.
+        assert!(unsafe { touch(cell, &mut hit, RESET, 8) });
+        sync(&table, &forward_key, &hit, 8);
+        let other = look(&table, &reverse_key).unwrap();
+        assert_eq!((State::of(other.state), other.last), (State::Closed, 8));
+        // SAFETY: as above.
+        assert!(!unsafe { touch(cell, &mut look(&table, &forward_key).unwrap(), RESET, 8) }, "nothing new to tell");
+    }
+
+    #[test]
+    fn readers_never_see_half_an_entry() {
+        let table = Sets::new(2, SEED);
+        std::thread::scope(|scope| {
+            for writer in 0..2u32 {
+                let table = &table;
+                scope.spawn(move || {
+                    for n in 0..300_000u32 {
+                        let i = (n * 2 + writer) % 64;
+                        remove(table, &client((i + 31) % 64));
+                        add(table, &forward(i), 7);
+                    }
+                });
+            }
+            let mut hits = 0u64;
+            for n in 0..600_000u32 {
+                if let Some(hit) = look(&table, &client(n % 64)) {
+                    assert_eq!((hit.to(), hit.backend), (addr(n % 64), n % 64));
+                    hits += 1;
+                }
+            }
+            assert!(hits > 1000, "{hits}");
+        });
+    }
+
+    #[test]
+    fn two_cores_never_own_the_same_key() {
+        for round in 0..2_000u32 {
+            let table = Sets::new(2, SEED);
+            let barrier = std::sync::Barrier::new(2);
+            let race = || {
+                barrier.wait();
+                add(&table, &forward(round), 7)
+            };
+            let (a, b) = std::thread::scope(|scope| {
+                let other = scope.spawn(race);
+                (race(), other.join().unwrap())
+            });
+            assert!(!(a == Added::New && b == Added::New));
+            assert!(table.snapshots(7).len() <= 1);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_snapshot_says_what_was_written(
+            sport: u16, dport: u16, port: u16, second: u16, backend in 0..=crate::map::MAX_BACKEND_ID, udp: bool, masquerade: bool
+        ) {
+            let table = Sets::new(1, SEED);
+            let protocol = if udp { UDP } else { TCP };
+            let key = Key::new(addr(1), addr(2), sport.to_be(), dport.to_be(), protocol);
+            let entry = Entry::forward(key, addr(3), port.to_be(), second.to_be(), masquerade, backend);
+            prop_assert_eq!(add(&table, &entry, 7), Added::New);
+            prop_assert_eq!(table.snapshots(9), vec![Snapshot {
+                protocol, reverse: false, masqueraded: masquerade, src: addr(1), src_port: sport, dst: addr(2), dst_port: dport,
+                to: addr(3), to_port: port, second_port: second, backend, state: State::New, idle_ticks: 2, expired: false,
+            }]);
+        }
+    }
+}

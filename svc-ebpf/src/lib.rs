@@ -1,1 +1,31 @@
+//! The engine: what happens to a packet or a socket, generic over the packet's context ([`Packet`]), the address family
+//! ([`family::Family`]) and the tables ([`Tables`]).
+//!
+//! The kernel runs it over its maps (`main.rs` and the files beside it), the host's tests over memory: it is the same code.
+#![cfg_attr(not(test), no_std)]
 
+pub mod family;
+pub mod forward;
+pub mod open;
+pub mod packet;
+pub mod parse;
+pub mod reject;
+pub mod rewrite;
+pub mod service;
+pub mod socket;
+pub mod tables;
+pub mod uplink;
+
+pub use packet::Packet;
+pub use tables::Tables;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// On its way as it came.
+    Pass,
+    /// Changed, and into this node's stack or on to the link it was leaving by.
+    Deliver,
+    /// Changed, and out by this hop.
+    Transmit(forward::Hop),
+}

@@ -1,0 +1,74 @@
+//! Sending a packet on to another host, as a router does.
+use svc_common::checksum::Diff;
+use svc_common::{Addr, Reason};
+
+use crate::family::Family;
+use crate::packet::Packet;
+use crate::parse::Headers;
+
+/// What is asked of the routing table.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    pub src: Addr,
+    pub dst: Addr,
+    pub protocol: u8,
+    /// Network byte order.
+    pub sport: u16,
+    pub dport: u16,
+}
+
+/// What it answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Hop {
+    pub ifindex: u32,
+    /// The next host's address on that link.
+    pub gateway: Addr,
+    /// Destination and source; all zeros while the neighbour's is unknown.
+    pub macs: [u16; 6],
+}
+
+impl Hop {
+    #[inline(always)]
+    pub const fn is_resolved(&self) -> bool {
+        self.macs[0] | self.macs[1] | self.macs[2] != 0
+    }
+}
+
+/// # Errors
+/// What [`Packet::route`] says.
+#[inline(always)]
+pub fn route<P: Packet>(packet: &mut P, headers: &Headers, dst: Addr) -> Result<Hop, Reason> {
+    packet.route(&Query {
+        src: headers.src,
+        dst,
+        protocol: headers.protocol,
+        sport: headers.sport,
+        dport: headers.dport,
+    })
+}
+
+/// # Errors
+/// [`Reason::HopLimit`] where the packet has come too far to be sent on; nothing is changed then.
+#[inline(always)]
+pub fn check_hop_limit<P: Packet, F: Family>(packet: &P) -> Result<u8, Reason> {
+    let limit: u8 = packet.get(F::HOP_LIMIT)?;
+    if limit <= 1 { Err(Reason::HopLimit) } else { Ok(limit) }
+}
+
+/// One hop fewer, and the link addresses where they are known.
+///
+/// # Errors
+/// [`Reason::Truncated`], [`Reason::HelperFailed`].
+#[inline(always)]
+pub fn send_on<P: Packet, F: Family>(packet: &mut P, limit: u8, hop: &Hop) -> Result<(), Reason> {
+    if let Some(checksum) = F::L3_CHECKSUM {
+        let from = u16::from_ne_bytes([limit, 0]);
+        let to = u16::from_ne_bytes([limit - 1, 0]);
+        packet.patch_l3(checksum, Diff::default().word(from, to))?;
+    }
+    packet.set(F::HOP_LIMIT, limit - 1)?;
+    if hop.is_resolved() {
+        packet.set(0, hop.macs)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Every map, and the engine's tables made of them. Sizes are defaults: the agent sets them when it loads the programs.
+use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::macros::btf_map;
+use svc_common::map::{
+    AddressFlags, Backend, BackendSlot, Config, Counter, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer,
+    Uplink,
+};
+use svc_common::{Addr, Reason, flow};
+use svc_ebpf::tables::{BackendSet, Sockets, Tables};
+
+type Slots = Array<BackendSlot, 1, { BPF_F_INNER_MAP as usize }>;
+
+#[btf_map]
+static FRONTENDS: HashMap<FrontendKey, Frontend, 65536> = HashMap::new();
+#[btf_map]
+static BACKEND_SETS: ArrayOfMaps<Slots, 131072> = ArrayOfMaps::new();
+#[btf_map]
+static BACKENDS: Array<Backend, 262144> = Array::new();
+#[btf_map]
+static ADDRESSES: HashMap<Addr, AddressFlags, 65536> = HashMap::new();
+/// Only inspection and a restarted agent read it.
+#[btf_map]
+#[used]
+static SERVICES: HashMap<u32, ServiceName, 65536> = HashMap::new();
+#[btf_map]
+static UPLINKS: HashMap<u32, Uplink, 256> = HashMap::new();
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+static FLOWS: Array<flow::Set, 65536, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[btf_map]
+static SOCKETS: LruHashMap<SocketKey, SocketPeer, 131072> = LruHashMap::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<Counter, 32> = PerCpuArray::new();
+const _: () = assert!(Reason::ALL.len() <= 32);
+
+/// Keeps `SERVICES`, which no program reads, in the object.
+#[inline(always)]
+pub(super) fn keep_services() {
+    core::hint::black_box(SERVICES.get_ptr(&0u32));
+}
+
+pub(super) struct Maps;
+pub(super) struct Flows;
+#[repr(transparent)]
+pub(super) struct Set(Slots);
+
+impl BackendSet for Set {
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<BackendSlot> {
+        self.0.get(index).copied()
+    }
+}
+
+impl flow::Memory for Flows {
+    #[inline(always)]
+    fn set(&self, index: u32) -> *mut flow::Set {
+        let Some(config) = CONFIG.get(0) else { return core::ptr::null_mut() };
+        FLOWS.get_ptr_mut(index & config.flow_sets.wrapping_sub(1)).unwrap_or(core::ptr::null_mut())
+    }
+
+    #[inline(always)]
+    fn seed(&self) -> u64 {
+        CONFIG.get(0).map_or(0, |config| config.flow_seed)
+    }
+}
+
+impl Tables for Maps {
+    type Set = Set;
+    type Flows = Flows;
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        // SAFETY: copied at once; a frontend replaced meanwhile is replaced whole, in a new element.
+        unsafe { FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn backend_set(&self, id: u32) -> Option<&Set> {
+        // SAFETY: `Set` is transparent, and the set lives until the program ends, whoever swaps it.
+        BACKEND_SETS.get(id).map(|set| unsafe { &*(set as *const Slots).cast() })
+    }
+
+    #[inline(always)]
+    fn is_live(&self, backend: u32) -> bool {
+        BACKENDS.get(backend).is_some_and(|backend| backend.live != 0)
+    }
+
+    #[inline(always)]
+    fn address(&self, addr: &Addr) -> AddressFlags {
+        // SAFETY: copied at once.
+        unsafe { ADDRESSES.get(addr) }.copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn uplink(&self, ifindex: u32) -> Option<Uplink> {
+        // SAFETY: copied at once.
+        unsafe { UPLINKS.get(&ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Config {
+        CONFIG.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn flows(&self) -> &Flows {
+        &Flows
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason, bytes: u32) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+            // SAFETY: this CPU's own.
+            unsafe {
+                (*counter).packets += 1;
+                (*counter).bytes += bytes as u64;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u16 {
+        // SAFETY: no arguments.
+        (unsafe { bpf_ktime_get_coarse_ns() } >> flow::TICK_SHIFT) as u16
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+impl Sockets for Maps {
+    #[inline(always)]
+    fn peer(&self, key: &SocketKey) -> Option<SocketPeer> {
+        // SAFETY: copied at once.
+        unsafe { SOCKETS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_peer(&self, key: &SocketKey, peer: &SocketPeer) {
+        // An LRU map takes a newcomer always, but for a lock that is held by the very program that was interrupted.
+        let _ = SOCKETS.insert(key, peer, 0);
+    }
+}

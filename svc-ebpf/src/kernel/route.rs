@@ -1,0 +1,72 @@
+//! The next hop, from the kernel's own routing and neighbour tables.
+use core::ffi::c_void;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Params,
+};
+use aya_ebpf::helpers::bpf_fib_lookup;
+use svc_common::{Addr, Reason};
+use svc_ebpf::forward::{Hop, Query};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// `length`: the packet's without its link header, or 0 not to have it compared with the next link's MTU.
+#[inline(always)]
+pub(super) fn route<C: EbpfContext>(context: &C, ifindex: u32, length: u16, query: &Query) -> Result<Hop, Reason> {
+    let mut hop = Hop::default();
+    look_up(context.as_ptr(), ifindex, length, query, &mut hop).map(|()| hop)
+}
+
+/// A function of its own: its parameters and the engine's variables together would not fit one stack frame.
+#[inline(never)]
+fn look_up(context: *mut c_void, ifindex: u32, length: u16, query: &Query, hop: &mut Hop) -> Result<(), Reason> {
+    let v4 = query.dst.is_v4();
+    // SAFETY: all zeros is a value of this plain struct.
+    let mut params: Params = unsafe { core::mem::zeroed() };
+    params.l4_protocol = query.protocol;
+    params.sport = query.sport;
+    params.dport = query.dport;
+    params.__bindgen_anon_1.tot_len = length;
+    params.ifindex = ifindex;
+    if v4 {
+        params.family = AF_INET;
+        params.__bindgen_anon_3.ipv4_src = query.src.0[3];
+        params.__bindgen_anon_4.ipv4_dst = query.dst.0[3];
+    } else {
+        params.family = AF_INET6;
+        params.__bindgen_anon_3.ipv6_src = query.src.0;
+        params.__bindgen_anon_4.ipv6_dst = query.dst.0;
+    }
+    // SAFETY: the context is the program's own and `params` outlives the call.
+    let answer = unsafe { bpf_fib_lookup(context, &raw mut params, size_of::<Params>() as i32, 0) } as u32;
+    match answer {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {}
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => return Err(Reason::TooBig),
+        _ => return Err(Reason::NoRoute),
+    }
+    // SAFETY: the kernel has written all of it. An IPv4 route may have an IPv6 gateway, so the family is asked again.
+    let gateway = unsafe {
+        if params.family == AF_INET {
+            Addr::v4(params.__bindgen_anon_4.ipv4_dst)
+        } else {
+            Addr(params.__bindgen_anon_4.ipv6_dst)
+        }
+    };
+    let macs = if answer == BPF_FIB_LKUP_RET_SUCCESS {
+        let (d, s) = (params.dmac, params.smac);
+        [
+            u16::from_ne_bytes([d[0], d[1]]),
+            u16::from_ne_bytes([d[2], d[3]]),
+            u16::from_ne_bytes([d[4], d[5]]),
+            u16::from_ne_bytes([s[0], s[1]]),
+            u16::from_ne_bytes([s[2], s[3]]),
+            u16::from_ne_bytes([s[4], s[5]]),
+        ]
+    } else {
+        [0; 6]
+    };
+    *hop = Hop { ifindex: params.ifindex, gateway, macs };
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! In front of the stack. Whatever cannot be done here passes unmodified to the tc program behind, which can do all.
+use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use svc_common::Reason;
+use svc_common::checksum::Diff;
+use svc_ebpf::forward::{Hop, Query};
+use svc_ebpf::packet::{Packet, Pod};
+use svc_ebpf::{Action, uplink};
+
+use super::maps::Maps;
+use super::{at, route};
+
+struct Frame<'a>(&'a XdpContext);
+
+impl Frame<'_> {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.0.ingress_ifindex() as u32
+    }
+}
+
+impl Packet for Frame<'_> {
+    #[inline(always)]
+    fn get<T: Pod>(&self, offset: usize) -> Result<T, Reason> {
+        // SAFETY: checked against the packet's end; `Pod` takes any bytes.
+        Ok(unsafe { at::<T>(self.0.data(), self.0.data_end(), offset)?.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn set<T: Pod>(&mut self, offset: usize, value: T) -> Result<(), Reason> {
+        // SAFETY: as in `get`.
+        unsafe { at::<T>(self.0.data(), self.0.data_end(), offset)?.write_unaligned(value) };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn size(&self) -> u32 {
+        (self.0.data_end() - self.0.data()) as u32
+    }
+
+    #[inline(always)]
+    fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason> {
+        let field = self.get(offset)?;
+        self.set(offset, diff.apply(field))
+    }
+
+    #[inline(always)]
+    fn patch_l4(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
+        let field: u16 = self.get(offset)?;
+        if udp && field == 0 {
+            return Ok(());
+        }
+        let patched = Diff(addresses.0 + ports.0).apply(field);
+        self.set(offset, if udp && patched == 0 { 0xffff } else { patched })
+    }
+
+    /// Only what leaves by the link it came from, with a neighbour that is known.
+    #[inline(always)]
+    fn route(&mut self, query: &Query) -> Result<Hop, Reason> {
+        let length = self.size().wrapping_sub(svc_ebpf::family::ETHERNET as u32) as u16;
+        let hop = route::route(self.0, self.ifindex(), length, query)?;
+        if hop.is_resolved() && hop.ifindex == self.ifindex() { Ok(hop) } else { Err(Reason::NoRoute) }
+    }
+}
+
+#[xdp]
+pub fn svc_xdp(context: XdpContext) -> u32 {
+    match uplink::ingress(&mut Frame(&context), &Maps) {
+        Ok(Action::Transmit(_)) => XDP_TX,
+        // What was refused here is judged, and counted, by tc.
+        Ok(Action::Pass | Action::Deliver) | Err(_) => XDP_PASS,
+    }
+}

@@ -1,0 +1,69 @@
+//! A packet, wherever it stands: in front of the stack (XDP), in the stack (tc), or in a test's memory.
+use svc_common::checksum::Diff;
+use svc_common::{Addr, Reason};
+
+use crate::forward::{Hop, Query};
+
+/// Plain bytes that may be read from and written to a packet.
+///
+/// # Safety
+/// Every bit pattern is a value of the type, and it has no padding.
+pub unsafe trait Pod: Copy {}
+// SAFETY: integers and arrays of them.
+unsafe impl Pod for u8 {}
+// SAFETY: as above.
+unsafe impl Pod for u16 {}
+// SAFETY: as above.
+unsafe impl Pod for u32 {}
+// SAFETY: as above.
+unsafe impl<T: Pod, const N: usize> Pod for [T; N] {}
+// SAFETY: four words.
+unsafe impl Pod for Addr {}
+
+pub trait Packet {
+    /// # Errors
+    /// [`Reason::Truncated`] where the packet ends before.
+    fn get<T: Pod>(&self, offset: usize) -> Result<T, Reason>;
+
+    /// # Errors
+    /// [`Reason::Truncated`] where the packet ends before.
+    fn set<T: Pod>(&mut self, offset: usize, value: T) -> Result<(), Reason>;
+
+    /// Bytes, link header included.
+    fn size(&self) -> u32;
+
+    /// Patches the IPv4 header's checksum at `offset`.
+    ///
+    /// # Errors
+    /// Where the packet is too short or the kernel refuses.
+    fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason>;
+
+    /// Patches the transport checksum at `offset` for changed addresses (its pseudo header) and ports. `udp`: a checksum of
+    /// 0 is none and stays so (RFC 768), and none is never made of one.
+    ///
+    /// # Errors
+    /// Where the packet is too short or the kernel refuses.
+    fn patch_l4(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason>;
+
+    /// The way to `query.dst` from here.
+    ///
+    /// # Errors
+    /// [`Reason::NoRoute`] and [`Reason::TooBig`]; in front of the stack also where only the stack can send it.
+    fn route(&mut self, query: &Query) -> Result<Hop, Reason>;
+}
+
+/// A packet that can be turned into another: only in the stack.
+pub trait Resize: Packet {
+    /// Cuts or grows the packet at its end to `len` bytes.
+    ///
+    /// # Errors
+    /// [`Reason::HelperFailed`] where the kernel refuses.
+    fn resize(&mut self, len: u32) -> Result<(), Reason>;
+
+    /// Sets the transport checksum of a packet made anew to `full`. `pseudo` is the pseudo header's folded sum, which has
+    /// to stand there instead where the sender left the summing to its network card, and the next card will do it.
+    ///
+    /// # Errors
+    /// Where the packet is too short or the kernel refuses.
+    fn set_l4_checksum(&mut self, offset: usize, pseudo: u16, full: u16) -> Result<(), Reason>;
+}

@@ -1,0 +1,164 @@
+//! Answering a packet that no backend will: TCP with a reset (RFC 9293, 3.5.2), all else with ICMP's port unreachable
+//! (RFC 792, RFC 4443). A client kernel inside connect() acts on both at once.
+use svc_common::checksum::fold;
+use svc_common::map::TCP;
+use svc_common::{Addr, Reason};
+
+use crate::family::{ETHERNET, Family, V4, V6};
+use crate::packet::{Packet, Resize};
+use crate::parse::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, checksum_offset, parse};
+
+const ICMP: u8 = 1;
+const ICMP_V6: u8 = 58;
+const HOP_LIMIT: u8 = 64;
+const TCP_HEADER: usize = 20;
+const ICMP_HEADER: usize = 8;
+
+/// Turns the packet into its refusal, to be sent back by the link it came from. False where none is due: a
+/// reset is not answered.
+///
+/// # Errors
+/// [`Reason::Truncated`], [`Reason::HelperFailed`]: the packet is spoilt then.
+#[inline(always)]
+pub fn reject<P: Resize>(packet: &mut P) -> Result<bool, Reason> {
+    let Some(headers) = parse(packet)? else { return Ok(false) };
+    if headers.v4 { reject_of::<P, V4>(packet, &headers) } else { reject_of::<P, V6>(packet, &headers) }
+}
+
+#[inline(always)]
+fn reject_of<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<bool, Reason> {
+    if headers.protocol != TCP {
+        unreachable::<P, F>(packet, headers)
+    } else if headers.flags & TCP_RST == 0 {
+        reset::<P, F>(packet, headers)
+    } else {
+        Ok(false)
+    }
+}
+
+#[inline(always)]
+fn reset<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<bool, Reason> {
+    let [seq, ack] = packet.get::<[u32; 2]>(F::L4 + 4)?;
+    let data_offset = packet.get::<u8>(F::L4 + 12)? >> 4;
+    let header = data_offset as u32 * 4;
+    let segment = if F::IS_V4 {
+        (u16::from_be(packet.get(ETHERNET + 2)?) as u32).wrapping_sub(F::HEADER as u32)
+    } else {
+        u16::from_be(packet.get(ETHERNET + 4)?) as u32
+    };
+    let (seq, ack, flags) = if headers.flags & TCP_ACK != 0 {
+        (ack, 0, TCP_RST)
+    } else {
+        let counted = (headers.flags & TCP_SYN != 0) as u32 + (headers.flags & TCP_FIN != 0) as u32;
+        let end = u32::from_be(seq).wrapping_add(segment).wrapping_sub(header).wrapping_add(counted);
+        (0, end.to_be(), TCP_RST | TCP_ACK)
+    };
+    let words = [
+        headers.dport,
+        headers.sport,
+        seq as u16,
+        (seq >> 16) as u16,
+        ack as u16,
+        (ack >> 16) as u16,
+        u16::from_ne_bytes([(TCP_HEADER as u8 / 4) << 4, flags]),
+        0,
+        0,
+        0,
+    ];
+    packet.resize((F::L4 + TCP_HEADER) as u32)?;
+    turn_around::<P, F>(packet, headers, TCP, TCP_HEADER as u16)?;
+    packet.set(F::L4, words)?;
+    let pseudo = pseudo_header(headers.src, headers.dst, TCP, TCP_HEADER as u16);
+    let mut sum = pseudo;
+    for word in words {
+        sum += word as u64;
+    }
+    packet.set_l4_checksum(F::L4 + checksum_offset(TCP), fold(pseudo), !fold(sum))?;
+    Ok(true)
+}
+
+#[inline(always)]
+fn unreachable<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<bool, Reason> {
+    if F::IS_V4 {
+        // The network header and 8 bytes more: what RFC 792 asks for, and all that a socket is found by.
+        let quoted: [u16; 14] = packet.get(ETHERNET)?;
+        packet.resize((V4::L4 + ICMP_HEADER + 28) as u32)?;
+        turn_around::<P, F>(packet, headers, ICMP, (ICMP_HEADER + 28) as u16)?;
+        packet.set(V4::L4 + ICMP_HEADER, quoted)?;
+        let head = u16::from_ne_bytes([3, 3]);
+        let mut sum = head as u64;
+        for word in quoted {
+            sum += word as u64;
+        }
+        packet.set(V4::L4, [head, !fold(sum), 0, 0])?;
+    } else {
+        let quoted: [u16; 24] = packet.get(ETHERNET)?;
+        packet.resize((V6::L4 + ICMP_HEADER + 48) as u32)?;
+        turn_around::<P, F>(packet, headers, ICMP_V6, (ICMP_HEADER + 48) as u16)?;
+        packet.set(V6::L4 + ICMP_HEADER, quoted)?;
+        let head = u16::from_ne_bytes([1, 4]);
+        let pseudo = pseudo_header(headers.src, headers.dst, ICMP_V6, (ICMP_HEADER + 48) as u16);
+        // Where the sender had left UDP's checksum to its network card, the next card will store the complement of what it
+        // sums up from here, without a pseudo header, 6 bytes from here: in a field that ICMPv6 does not use. The sum
+        // is right with and without that if the pseudo header's own sum stands there until then. (For ICMP, which
+        // has no pseudo header, the same rule gives 0.)
+        let unused = fold(pseudo);
+        let mut sum = pseudo + head as u64 + unused as u64;
+        for word in quoted {
+            sum += word as u64;
+        }
+        packet.set(V6::L4, [head, !fold(sum), 0, unused])?;
+    }
+    Ok(true)
+}
+
+/// The link and network headers of an answer to `headers`, with `length` bytes to follow.
+#[inline(always)]
+fn turn_around<P: Packet, F: Family>(
+    packet: &mut P,
+    headers: &Headers,
+    protocol: u8,
+    length: u16,
+) -> Result<(), Reason> {
+    let [d0, d1, d2, s0, s1, s2] = packet.get::<[u16; 6]>(0)?;
+    packet.set(0, [s0, s1, s2, d0, d1, d2])?;
+    if F::IS_V4 {
+        let (src, dst) = (headers.dst.0[3], headers.src.0[3]);
+        let mut words = [
+            u16::from_ne_bytes([0x45, 0]),
+            (F::HEADER as u16 + length).to_be(),
+            0,
+            0x4000u16.to_be(),
+            u16::from_ne_bytes([HOP_LIMIT, protocol]),
+            0,
+            src as u16,
+            (src >> 16) as u16,
+            dst as u16,
+            (dst >> 16) as u16,
+        ];
+        let mut sum = 0;
+        for word in words {
+            sum += word as u64;
+        }
+        words[5] = !fold(sum);
+        packet.set(ETHERNET, words)
+    } else {
+        packet.set(
+            ETHERNET,
+            [u16::from_ne_bytes([0x60, 0]), 0, length.to_be(), u16::from_ne_bytes([protocol, HOP_LIMIT])],
+        )?;
+        F::set_addresses(packet, headers.dst, headers.src)
+    }
+}
+
+/// RFC 9293, 3.1 and RFC 8200, 8.1; an address's mapped prefix would count, so IPv4's is left out.
+#[inline(always)]
+fn pseudo_header(a: Addr, b: Addr, protocol: u8, length: u16) -> u64 {
+    let mut sum = (protocol as u16).to_be() as u64 + length.to_be() as u64;
+    let mut i = if a.is_v4() { 3 } else { 0 };
+    while i < 4 {
+        sum += (a.0[i] & 0xffff) as u64 + (a.0[i] >> 16) as u64 + (b.0[i] & 0xffff) as u64 + (b.0[i] >> 16) as u64;
+        i += 1;
+    }
+    sum
+}
