@@ -1,10 +1,9 @@
 //! The demonstration: a lab of network namespaces in which real requests are balanced.
 use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::step::{cargo, root, shown};
+use crate::step::{cargo, program, shown};
 use crate::{host, setup};
 
 /// Build everything and show it at work, in network namespaces.
@@ -30,7 +29,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure_lab_tools()?;
     shown(cargo().arg("build"))?;
 
-    let mut demo = Command::new(root().join("target/debug/svc-lab"));
+    let mut demo = program("svc-lab")?;
     demo.arg("demo");
     demo.args(options.once.then_some("--once"));
     demo.args(options.control_plane.then_some("--control-plane"));
@@ -38,5 +37,5 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         demo.args(["--requests", &requests.to_string()]);
     }
     // In place of this process, so that Ctrl-C and the exit status are the demonstration's.
-    Err(demo.exec()).context("cannot start target/debug/svc-lab")
+    Err(demo.exec()).context("cannot start svc-lab")
 }

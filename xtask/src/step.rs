@@ -81,3 +81,11 @@ pub(crate) fn cargo() -> Command {
     cargo.current_dir(root());
     cargo
 }
+
+/// A program of the workspace, which cargo puts beside this one.
+pub(crate) fn program(name: &str) -> Result<Command> {
+    let own = std::env::current_exe().context("cannot tell the path of this program")?;
+    let mut program = Command::new(own.with_file_name(name));
+    program.current_dir(root());
+    Ok(program)
+}

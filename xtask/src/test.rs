@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::step::{cargo, root, shown};
+use crate::step::{cargo, program, root, shown};
 use crate::{host, lint, setup};
 
 /// Run all tests: the unit tests, then those in the kernel and in network namespaces.
@@ -39,12 +39,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     shown(cargo().arg("build"))?;
     if control_plane {
-        shown(lab().arg("control-plane"))?;
+        shown(program("svc-lab")?.arg("control-plane"))?;
     }
     shown(cargo().args(["test", "--"]).args(&options.filters))?;
     let result = shown(&mut root_tests(control_plane, &options.filters)?);
     // A test that was killed could not tidy up after itself.
-    shown(lab().arg("clean"))?;
+    shown(program("svc-lab")?.arg("clean"))?;
     result
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn root_tests(control_plane: bool, filters: &[String]) -> Result<Command> {
     let mut test = cargo();
     // Not --package: with fewer packages cargo would choose other features, and build every dependency once more.
-    test.args(["test", "--workspace"]);
+    test.args(["test", "--workspace", "--no-fail-fast"]);
     for name in test_binaries()? {
         if control_plane || name != "control_plane" {
             test.args(["--test", &name]);
@@ -68,10 +68,4 @@ fn test_binaries() -> Result<Vec<String>> {
     let tests = manifest.split("[[test]]").skip(1);
     let names = tests.filter_map(|test| test.lines().find_map(|line| line.strip_prefix("name = ")));
     Ok(names.map(|name| name.trim_matches('"').to_owned()).collect())
-}
-
-fn lab() -> Command {
-    let mut lab = Command::new(root().join("target/debug/svc-lab"));
-    lab.current_dir(root());
-    lab
 }
