@@ -24,6 +24,7 @@ pub struct Cluster {
     agents: BTreeMap<&'static str, Agent>,
     source: Source,
     manifests: Manifests,
+    agent_arguments: &'static [&'static str],
     pub lab: Lab,
 }
 
@@ -32,19 +33,27 @@ impl Cluster {
     pub fn with_manifests() -> Self {
         let lab = Lab::new().unwrap();
         let source = Source::directory(&lab);
-        Self::start(lab, source)
+        Self::start(lab, source, &[])
+    }
+
+    /// Driven by a folder of manifests, with XDP in front of tcx.
+    pub fn with_generic_xdp() -> Self {
+        let lab = Lab::new().unwrap();
+        lab.checksum_before_sending().unwrap();
+        let source = Source::directory(&lab);
+        Self::start(lab, source, &["--xdp", "generic"])
     }
 
     /// Driven by a real API server.
     pub fn with_control_plane() -> Self {
         let mut lab = Lab::new().unwrap();
         let source = Source::control_plane(&mut lab).unwrap();
-        Self::start(lab, source)
+        Self::start(lab, source, &[])
     }
 
-    fn start(lab: Lab, source: Source) -> Self {
+    fn start(lab: Lab, source: Source, agent_arguments: &'static [&'static str]) -> Self {
         let manifests = Manifests::hostnames().unwrap();
-        let mut cluster = Cluster { agents: BTreeMap::new(), source, manifests, lab };
+        let mut cluster = Cluster { agents: BTreeMap::new(), source, manifests, agent_arguments, lab };
         cluster.change(|_| ());
         for node in &NODES {
             cluster.start_agent(node);
@@ -53,7 +62,7 @@ impl Cluster {
     }
 
     pub fn start_agent(&mut self, node: &'static Node) {
-        let agent = Agent::start(&self.lab, node, &self.source).unwrap();
+        let agent = Agent::start(&self.lab, node, &self.source, self.agent_arguments).unwrap();
         self.agents.insert(node.name, agent);
     }
 

@@ -40,6 +40,15 @@ fn the_outside_reaches_nodes_and_no_pod() {
 }
 
 #[test]
+fn pods_are_reached_with_checksums_computed_before_sending() {
+    let lab = Lab::new().unwrap();
+    lab.checksum_before_sending().unwrap();
+    let request =
+        Options { requests: Some(5), ..Options::to(format!("http://{}:{PORT}/bytes?n=100000", BACKENDS[2].v4())) };
+    assert_eq!(lab.tally(CLIENT, &request).unwrap().answered(), 5);
+}
+
+#[test]
 fn one_connection_carries_many_requests() {
     let lab = Lab::new().unwrap();
     let target = format!("http://{}:{PORT}/", BACKENDS[2].v4());

@@ -45,6 +45,16 @@ fn every_backend_answers(#[case] host: &str, #[case] target: &str) {
     Cluster::with_manifests().expect_balanced(host, &Options::to(target), &all_backends());
 }
 
+/// Generic, because native XDP of a veth wants more of its peer than a bridge port has.
+#[rstest]
+#[case::outside_to_one_node_port("http://172.31.0.11:30080/bytes?n=100000")]
+#[case::outside_to_the_other_node_port_v6("http://[fd00:31::12]:30080/")]
+#[case::outside_to_cluster_ip(CLUSTER_IP)]
+#[case::udp_outside_to_one_node_port("udp://172.31.0.11:30007")]
+fn every_backend_answers_behind_xdp(#[case] target: &str) {
+    Cluster::with_generic_xdp().expect_balanced(OUTSIDE, &Options::to(target), &all_backends());
+}
+
 #[rstest]
 #[case::ipv4("udp://10.96.0.7:7")]
 #[case::ipv6("udp://[fd00:10:96::7]:7")]

@@ -25,13 +25,13 @@ pub struct Agent {
 
 impl Agent {
     /// Starts it, and waits until it says that the kernel knows everything.
-    pub fn start(lab: &Lab, node: &Node, source: &Source) -> Result<Self> {
-        let mut agent = Self::spawn(lab, node, source)?;
+    pub fn start(lab: &Lab, node: &Node, source: &Source, arguments: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn(lab, node, source, arguments)?;
         agent.wait_until_healthy(lab.namespace(node.name)?)?;
         Ok(agent)
     }
 
-    pub fn spawn(lab: &Lab, node: &Node, source: &Source) -> Result<Self> {
+    fn spawn(lab: &Lab, node: &Node, source: &Source, arguments: &[&str]) -> Result<Self> {
         let (path, log) = lab.log(&format!("agent-{}", node.name))?;
         let mut command = Command::new(binaries::agent()?);
         command
@@ -41,6 +41,7 @@ impl Agent {
             .arg("--bpffs")
             .arg(lab.bpffs(node.name))
             .args(source.arguments())
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);

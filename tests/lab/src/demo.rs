@@ -62,7 +62,7 @@ fn show(lab: &mut Lab, options: &Options, start: Instant, interrupt: &Interrupt)
     let mut source = if options.control_plane { Source::control_plane(lab)? } else { Source::directory(lab) };
     let mut manifests = Manifests::hostnames()?;
     source.publish(lab, &manifests)?;
-    let agents = NODES.iter().map(|node| Agent::start(lab, node, &source)).collect::<Result<Vec<_>>>()?;
+    let agents = NODES.iter().map(|node| Agent::start(lab, node, &source, &[])).collect::<Result<Vec<_>>>()?;
     let from = if options.control_plane { "a real kube-apiserver" } else { "examples/hostnames" };
     println!("  two agents serve the Services of {from}, {:.1} s after the start\n", start.elapsed().as_secs_f32());
 

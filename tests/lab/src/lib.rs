@@ -9,6 +9,7 @@ pub mod control_plane;
 pub mod load;
 pub mod manifests;
 pub mod netns;
+pub mod offload;
 pub mod process;
 pub mod server;
 pub mod source;

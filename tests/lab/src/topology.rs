@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::binaries;
 use crate::claim::Claim;
 use crate::netns::Netns;
 use crate::process::{Place, Process};
+use crate::{binaries, offload};
 
 pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
 pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/112";
@@ -171,6 +171,11 @@ impl Lab {
     pub fn add_control_plane_host(&mut self) -> Result<()> {
         self.add_host(CONTROL_PLANE)?;
         self.plug(CONTROL_PLANE, CONTROL_PLANE_HOST)
+    }
+
+    /// See [`offload`]; for labs whose agents use XDP.
+    pub fn checksum_before_sending(&self) -> Result<()> {
+        self.namespaces.values().try_for_each(offload::checksum_before_sending)
     }
 
     /// Ends a pod's server as a crash would.
