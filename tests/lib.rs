@@ -1,1 +1,2 @@
-//! Tests that need root and a kernel; see CONTRIBUTING.md.
+//! Tests that need root and a kernel: `cargo xtask test` runs them, see CONTRIBUTING.md.
+pub mod cluster;

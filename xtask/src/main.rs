@@ -1,1 +1,50 @@
-fn main() {}
+//! `cargo xtask`: everything that is done with this repository, a file a subcommand.
+mod build;
+mod host;
+mod lint;
+mod run;
+mod setup;
+mod step;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Build, run and test svc.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Options {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    Setup(setup::Options),
+    Build(build::Options),
+    Run(run::Options),
+    Test(test::Options),
+    Lint(lint::Options),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Options::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(task: Task) -> Result<()> {
+    match task {
+        Task::Setup(options) => setup::run(&options),
+        Task::Build(options) => build::run(&options),
+        Task::Run(options) => run::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Lint(options) => lint::run(&options),
+    }
+}

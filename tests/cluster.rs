@@ -1,0 +1,200 @@
+//! A lab with an agent on each node, and what tests ask of it. Everything panics where it does not go as it should.
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use svc_lab::agent::Agent;
+use svc_lab::client::{Options, Outcome};
+use svc_lab::control_plane::ControlPlane;
+use svc_lab::load::{Load, Tally};
+use svc_lab::manifests::Manifests;
+use svc_lab::source::Source;
+use svc_lab::topology::{BACKENDS, Lab, NODES, Node};
+
+/// Of examples/hostnames.
+pub const CLUSTER_IP: &str = "http://10.96.0.80/";
+pub const NODE_PORT: u16 = 30080;
+
+/// What a refused connection is reported as.
+pub const REFUSED: &str = "connect: ConnectionRefused";
+
+pub struct Cluster {
+    /// Before the hosts that they run on.
+    agents: BTreeMap<&'static str, Agent>,
+    source: Source,
+    manifests: Manifests,
+    agent_arguments: &'static [&'static str],
+    pub lab: Lab,
+}
+
+impl Cluster {
+    /// Driven by a folder of manifests.
+    pub fn with_manifests() -> Self {
+        let lab = Lab::new().unwrap();
+        let source = Source::directory(&lab);
+        Self::start(lab, source, &[])
+    }
+
+    /// Driven by a folder of manifests, with XDP in front of tcx.
+    pub fn with_generic_xdp() -> Self {
+        let lab = Lab::new().unwrap();
+        lab.checksum_before_sending().unwrap();
+        let source = Source::directory(&lab);
+        Self::start(lab, source, &["--xdp", "generic"])
+    }
+
+    /// Driven by a real API server.
+    pub fn with_control_plane() -> Self {
+        let mut lab = Lab::new().unwrap();
+        let source = Source::control_plane(&mut lab).unwrap();
+        Self::start(lab, source, &[])
+    }
+
+    fn start(lab: Lab, source: Source, agent_arguments: &'static [&'static str]) -> Self {
+        let manifests = Manifests::hostnames().unwrap();
+        let mut cluster = Cluster { agents: BTreeMap::new(), source, manifests, agent_arguments, lab };
+        cluster.change(|_| ());
+        for node in &NODES {
+            cluster.start_agent(node);
+        }
+        cluster
+    }
+
+    pub fn start_agent(&mut self, node: &'static Node) {
+        let agent = Agent::start(&self.lab, node, &self.source, self.agent_arguments).unwrap();
+        self.agents.insert(node.name, agent);
+    }
+
+    /// SIGKILL.
+    pub fn kill_agent(&mut self, node: &Node) {
+        self.agents.remove(node.name).expect("no agent runs there").kill();
+    }
+
+    /// SIGTERM.
+    pub fn stop_agent(&mut self, node: &Node) {
+        self.agents.remove(node.name).expect("no agent runs there").stop().unwrap();
+    }
+
+    pub fn control_plane(&mut self) -> (&mut ControlPlane, &Lab) {
+        match &mut self.source {
+            Source::ControlPlane(control_plane) => (control_plane, &self.lab),
+            Source::Directory(_) => panic!("this cluster has no control plane"),
+        }
+    }
+
+    /// Changes the objects, and tells the source.
+    pub fn change(&mut self, change: impl FnOnce(&mut Manifests)) {
+        change(&mut self.manifests);
+        self.source.publish(&self.lab, &self.manifests).unwrap();
+    }
+
+    /// Sends requests until it is told to stop.
+    pub fn load(&self, host: &str, target: &str) -> Load {
+        let options = Options { rate: Some(200), concurrency: 4, ..Options::to(target) };
+        Load::start(&self.lab, host, &options).unwrap()
+    }
+
+    /// One connection, with a request on it every 20 ms.
+    pub fn long_connection(&self, host: &str, target: &str) -> Load {
+        let options = Options { rate: Some(50), keep_alive: true, ..Options::to(target) };
+        Load::start(&self.lab, host, &options).unwrap()
+    }
+
+    /// No request fails, and each of these backends answers some, and no other.
+    #[track_caller]
+    pub fn expect_balanced(&self, host: &str, request: &Options, backends: &[&str]) {
+        let request = Options { requests: Some(120), concurrency: 4, ..request.clone() };
+        let tally = self.lab.tally(host, &request).unwrap();
+        assert_right(&tally, backends);
+    }
+
+    /// The request fails for this reason, and at once.
+    #[track_caller]
+    pub fn expect_failure(&self, host: &str, request: &Options, reason: &str) {
+        for outcome in self.lab.request(host, &Options { requests: Some(5), ..request.clone() }).unwrap() {
+            let Outcome { error, ms, .. } = outcome;
+            assert_eq!(error.as_deref(), Some(reason), "{host} -> {}", request.target);
+            // A second is when a client's kernel sends its next SYN.
+            assert!(ms < 900.0, "refused, but only after {ms} ms");
+        }
+    }
+
+    /// [`Cluster::expect_failure`], within this time.
+    #[track_caller]
+    pub fn expect_failure_soon(&self, within: Duration, host: &str, request: &Options, reason: &str) {
+        let one = Options { requests: Some(1), ..request.clone() };
+        let deadline = Instant::now() + within;
+        while self.lab.tally(host, &one).unwrap().failed() == 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.expect_failure(host, request, reason);
+    }
+
+    /// Becomes so within this time.
+    #[track_caller]
+    pub fn expect_soon(&self, within: Duration, host: &str, target: &str, backends: &[&str]) {
+        let request = Options { requests: Some(60), concurrency: 8, timeout_ms: 500, ..Options::to(target) };
+        let deadline = Instant::now() + within;
+        loop {
+            let start = Instant::now();
+            let tally = self.lab.tally(host, &request).unwrap();
+            if tally.failed() == 0 && tally.names() == backends {
+                return;
+            }
+            assert!(start < deadline, "{host} -> {target} after {within:?}: {tally}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for (node, agent) in &self.agents {
+                eprintln!("the agent on {node}: {}\n", agent.log_tail());
+            }
+        }
+    }
+}
+
+#[track_caller]
+pub fn assert_right(tally: &Tally, backends: &[&str]) {
+    assert!(tally.failed() == 0 && tally.names() == backends, "expected {backends:?} and no failure: {tally}");
+}
+
+pub fn all_backends() -> Vec<&'static str> {
+    BACKENDS.iter().map(|pod| pod.name).collect()
+}
+
+/// A ClusterIP Service, port 80, of these pods.
+pub fn service(name: &str, cluster_ip: &str, pods: &[&str]) -> [Value; 2] {
+    let endpoints: Vec<Value> = BACKENDS
+        .iter()
+        .filter(|pod| pods.contains(&pod.name))
+        .map(|pod| {
+            json!({
+                "addresses": [pod.v4()],
+                "conditions": { "ready": true, "serving": true, "terminating": false },
+                "nodeName": pod.node().name,
+                "targetRef": { "kind": "Pod", "name": pod.name, "namespace": "default" },
+            })
+        })
+        .collect();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default" },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip],
+            "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "targetPort": 9376 }],
+        },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "name": format!("{name}-ipv4"), "namespace": "default", "labels": { "kubernetes.io/service-name": name },
+        },
+        "ports": [{ "name": "http", "protocol": "TCP", "port": 9376 }],
+        "endpoints": endpoints,
+    });
+    [service, slice]
+}

@@ -1,0 +1,91 @@
+//! Services of a real kube-apiserver.
+use std::thread;
+use std::time::Duration;
+
+use svc_lab::client::Options;
+use svc_lab::topology::{CLIENT, NODES, OUTSIDE};
+use svc_tests::cluster::{CLUSTER_IP, Cluster, REFUSED, all_backends, assert_right, service};
+
+const NODE_PORT: &str = "http://172.31.0.12:30080/";
+const SOON: Duration = Duration::from_secs(2);
+
+#[test]
+fn every_backend_answers_on_every_path() {
+    let cluster = Cluster::with_control_plane();
+    for (host, target) in [
+        (CLIENT, CLUSTER_IP),
+        (CLIENT, "http://[fd00:10:96::80]/"),
+        (CLIENT, "udp://10.96.0.7:7"),
+        ("node-a", CLUSTER_IP),
+        ("node-a", "http://127.0.0.1:30080/"),
+        (OUTSIDE, "http://172.31.0.11:30080/"),
+        (OUTSIDE, "http://[fd00:31::12]:30080/"),
+        (OUTSIDE, CLUSTER_IP),
+        (OUTSIDE, "udp://172.31.0.11:30007"),
+    ] {
+        cluster.expect_balanced(host, &Options::to(target), &all_backends());
+    }
+}
+
+#[test]
+fn services_and_backends_come_and_go_under_load() {
+    let mut cluster = Cluster::with_control_plane();
+    let loads = [cluster.load(CLIENT, CLUSTER_IP), cluster.load(OUTSIDE, NODE_PORT)];
+    cluster.change(|manifests| {
+        manifests.set_ready("b1", false);
+        service("later", "10.96.0.90", &["a1", "b2"]).into_iter().for_each(|object| manifests.put(object));
+    });
+    cluster.expect_soon(SOON, CLIENT, "http://10.96.0.90/", &["a1", "b2"]);
+    cluster.expect_soon(SOON, CLIENT, CLUSTER_IP, &["a1", "a2", "b2"]);
+    cluster.expect_soon(SOON, OUTSIDE, NODE_PORT, &["a1", "a2", "b2"]);
+
+    cluster.change(|manifests| {
+        manifests.set_ready("b1", true);
+        manifests.remove("EndpointSlice", "later-ipv4");
+    });
+    cluster.expect_soon(SOON, CLIENT, CLUSTER_IP, &all_backends());
+    cluster.expect_failure_soon(SOON, CLIENT, &Options::to("http://10.96.0.90/"), REFUSED);
+    for load in loads {
+        let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+}
+
+#[test]
+fn traffic_outlives_the_api_server_and_its_return_is_noticed_within_two_seconds() {
+    let mut cluster = Cluster::with_control_plane();
+    let load = cluster.load(CLIENT, CLUSTER_IP);
+    let (control_plane, _) = cluster.control_plane();
+    control_plane.kill_api_server();
+    thread::sleep(Duration::from_secs(5));
+    assert_right(&load.tally(), &all_backends());
+
+    let (control_plane, lab) = cluster.control_plane();
+    control_plane.start_api_server(lab).unwrap();
+    cluster.change(|manifests| manifests.remove_pod("a2"));
+    cluster.expect_soon(SOON, CLIENT, CLUSTER_IP, &["a1", "b1", "b2"]);
+    cluster.expect_soon(SOON, OUTSIDE, NODE_PORT, &["a1", "b1", "b2"]);
+    let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn what_changed_while_the_agents_were_dead_is_right_within_a_second_of_their_return() {
+    let mut cluster = Cluster::with_control_plane();
+    let load = cluster.load(CLIENT, CLUSTER_IP);
+    for node in &NODES {
+        cluster.kill_agent(node);
+    }
+    cluster.change(|manifests| {
+        manifests.remove_pod("b1");
+        service("later", "10.96.0.90", &["a1", "b2"]).into_iter().for_each(|object| manifests.put(object));
+    });
+    for node in &NODES {
+        cluster.start_agent(node);
+    }
+    let second = Duration::from_secs(1);
+    cluster.expect_soon(second, CLIENT, "http://10.96.0.90/", &["a1", "b2"]);
+    cluster.expect_soon(second, CLIENT, CLUSTER_IP, &["a1", "a2", "b2"]);
+    let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}

@@ -1,0 +1,119 @@
+//! svc-agent on a node of the lab.
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::binaries;
+use crate::netns::Netns;
+use crate::process::Process;
+use crate::source::Source;
+use crate::topology::{CLUSTER_CIDRS, Lab, Node};
+
+const HEALTHZ_PORT: u16 = 10256;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Agent {
+    process: Process,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// Starts it, and waits until it says that the kernel knows everything.
+    pub fn start(lab: &Lab, node: &Node, source: &Source, arguments: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn(lab, node, source, arguments)?;
+        agent.wait_until_healthy(lab.namespace(node.name)?)?;
+        Ok(agent)
+    }
+
+    fn spawn(lab: &Lab, node: &Node, source: &Source, arguments: &[&str]) -> Result<Self> {
+        let (path, log) = lab.log(&format!("agent-{}", node.name))?;
+        let mut command = Command::new(binaries::agent()?);
+        command
+            .args(["run", "--node-name", node.name, "--uplink", "eth0", "--cluster-cidr", CLUSTER_CIDRS])
+            .arg("--cgroup")
+            .arg(lab.cgroup(node.name)?)
+            .arg("--bpffs")
+            .arg(lab.bpffs(node.name))
+            .args(source.arguments())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        Ok(Agent { process: lab.spawn(node.name, command)?, log: path })
+    }
+
+    fn wait_until_healthy(&mut self, namespace: &Netns) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.process.ended() {
+                bail!("the agent ended with {status}; its log: {}", self.log_tail());
+            }
+            if namespace.inside(|| Ok(healthz()))?.is_ok_and(|status| status == 200) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("the agent is not healthy after {} s; its log: {}", PATIENCE.as_secs(), self.log_tail());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// SIGKILL: it has no chance to do anything about it.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub fn stop(mut self) -> Result<()> {
+        self.process.signal(libc::SIGTERM)?;
+        let status = self.process.wait()?;
+        if !status.success() {
+            bail!("the agent ended with {status} on SIGTERM; its log: {}", self.log_tail());
+        }
+        Ok(())
+    }
+
+    pub fn resident_kib(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+    }
+
+    pub fn log_tail(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        format!("\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
+    }
+}
+
+fn healthz() -> Result<u16> {
+    let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTHZ_PORT)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).context("the answer is not HTTP")
+}
+
+/// An inspection subcommand of the agent, as a user would type it on the node.
+pub fn inspect(lab: &Lab, node: &Node, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(binaries::agent()?);
+    command.args(arguments).arg("--bpffs").arg(lab.bpffs(node.name)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = lab.spawn(node.name, command)?;
+    let mut text = String::new();
+    let mut errors = String::new();
+    let child = process.child();
+    child.stdout.take().context("no standard output")?.read_to_string(&mut text)?;
+    child.stderr.take().context("no standard error")?.read_to_string(&mut errors)?;
+    let status = process.wait()?;
+    if !status.success() {
+        bail!("svc-agent {} ended with {status}: {}", arguments.join(" "), errors.trim());
+    }
+    Ok(text)
+}

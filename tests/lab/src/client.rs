@@ -1,0 +1,276 @@
+//! The lab's client: real HTTP requests, or UDP datagrams, one line of JSON for the outcome of each.
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::server::{PEER, POD};
+
+/// Send requests, and print what became of each.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// http://ADDRESS:PORT/PATH or udp://ADDRESS:PORT.
+    pub target: String,
+    /// How many; without it, until the standard input is closed.
+    #[arg(long)]
+    pub requests: Option<u32>,
+    /// How many at once.
+    #[arg(long, default_value_t = 1)]
+    pub concurrency: u32,
+    /// At most this many a second.
+    #[arg(long)]
+    pub rate: Option<u32>,
+    #[arg(long, default_value_t = 2000)]
+    pub timeout_ms: u64,
+    /// All requests on one connection instead of one each.
+    #[arg(long)]
+    pub keep_alive: bool,
+    /// UDP: name the target with every datagram instead of connecting the socket.
+    #[arg(long)]
+    pub unconnected: bool,
+}
+
+impl Options {
+    pub fn to(target: impl Into<String>) -> Self {
+        Options {
+            target: target.into(),
+            requests: None,
+            concurrency: 1,
+            rate: None,
+            timeout_ms: 2000,
+            keep_alive: false,
+            unconnected: false,
+        }
+    }
+
+    /// The arguments that mean these options.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![self.target.clone()];
+        let mut value = |name: &str, value: u64| arguments.extend([format!("--{name}"), value.to_string()]);
+        if let Some(requests) = self.requests {
+            value("requests", requests.into());
+        }
+        if let Some(rate) = self.rate {
+            value("rate", rate.into());
+        }
+        value("concurrency", self.concurrency.into());
+        value("timeout-ms", self.timeout_ms);
+        arguments.extend(self.keep_alive.then(|| "--keep-alive".to_owned()));
+        arguments.extend(self.unconnected.then(|| "--unconnected".to_owned()));
+        arguments
+    }
+}
+
+/// What became of one request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The pod that answered; none where the request failed.
+    pub backend: Option<String>,
+    /// Who the pod believes asked.
+    pub peer: Option<String>,
+    pub status: Option<u16>,
+    pub error: Option<String>,
+    pub ms: f64,
+}
+
+struct Answer {
+    backend: String,
+    peer: String,
+    status: Option<u16>,
+}
+
+/// Which request comes next, and whether there is one.
+struct Plan {
+    left: Option<AtomicU32>,
+    stop: AtomicBool,
+}
+
+impl Plan {
+    fn next(&self) -> bool {
+        let left = self.left.as_ref().is_none_or(|left| {
+            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+        });
+        left && !self.stop.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+pub async fn run(options: &Options) -> Result<()> {
+    let target = Target::parse(&options.target)?;
+    let plan = Arc::new(Plan { left: options.requests.map(AtomicU32::new), stop: AtomicBool::new(false) });
+    if options.requests.is_none() {
+        stop_when_input_closes(Arc::clone(&plan));
+    }
+    let workers = tokio::task::LocalSet::new();
+    for _ in 0..options.concurrency {
+        workers.spawn_local(work(target.clone(), options.clone(), Arc::clone(&plan)));
+    }
+    workers.await;
+    Ok(())
+}
+
+fn stop_when_input_closes(plan: Arc<Plan>) {
+    thread::spawn(move || {
+        // Whatever is written there, only its end means something.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        plan.stop.store(true, Ordering::Relaxed);
+    });
+}
+
+async fn work(target: Target, options: Options, plan: Arc<Plan>) {
+    let mut ticks = options.rate.map(|rate| {
+        let mut ticks = interval(Duration::from_secs(1) * options.concurrency / rate.max(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks
+    });
+    let mut kept = None;
+    while plan.next() {
+        if let Some(ticks) = &mut ticks {
+            ticks.tick().await;
+        }
+        let start = Instant::now();
+        let limit = Duration::from_millis(options.timeout_ms);
+        let result = timeout(limit, target.ask(&options, &mut kept)).await.unwrap_or_else(|_| bail!("timeout"));
+        if result.is_err() {
+            kept = None;
+        }
+        report(start, result);
+    }
+}
+
+fn report(start: Instant, result: Result<Answer>) {
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    let outcome = match result {
+        Ok(Answer { backend, peer, status }) => {
+            Outcome { backend: Some(backend), peer: Some(peer), status, error: None, ms }
+        }
+        Err(error) => Outcome { backend: None, peer: None, status: None, error: Some(format!("{error:#}")), ms },
+    };
+    if let Ok(line) = serde_json::to_string(&outcome) {
+        // Who reads may have gone; then there is no one to tell.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    }
+}
+
+#[derive(Clone)]
+enum Target {
+    Http { address: SocketAddr, host: String, path: String },
+    Udp(SocketAddr),
+}
+
+type Connection = SendRequest<Empty<Bytes>>;
+
+impl Target {
+    fn parse(text: &str) -> Result<Self> {
+        if let Some(address) = text.strip_prefix("udp://") {
+            return Ok(Target::Udp(address.parse().with_context(|| format!("no address and port: {address}"))?));
+        }
+        let rest = text.strip_prefix("http://").with_context(|| format!("neither http:// nor udp://: {text}"))?;
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let address = host.parse().or_else(|_| format!("{host}:80").parse());
+        let address = address.with_context(|| format!("no address: {host}"))?;
+        Ok(Target::Http { address, host: host.to_owned(), path: format!("/{path}") })
+    }
+
+    async fn ask(&self, options: &Options, kept: &mut Option<Connection>) -> Result<Answer> {
+        match self {
+            Target::Udp(address) if options.unconnected => ask_unconnected(*address).await,
+            Target::Udp(address) => ask_connected(*address).await,
+            Target::Http { address, host, path } => {
+                let mut connection = match kept.take() {
+                    Some(connection) => connection,
+                    None => connect(*address).await?,
+                };
+                let answer = get(&mut connection, host, path).await?;
+                if options.keep_alive {
+                    *kept = Some(connection);
+                }
+                Ok(answer)
+            }
+        }
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<Connection> {
+    let stream = TcpStream::connect(address).await.map_err(|error| named("connect", &error))?;
+    let peer = stream.peer_addr().map_err(|error| named("getpeername", &error))?;
+    if peer != address {
+        bail!("connected to {address}, but getpeername says {peer}");
+    }
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Its errors are also the request's.
+    tokio::task::spawn_local(connection);
+    Ok(sender)
+}
+
+async fn get(connection: &mut Connection, host: &str, path: &str) -> Result<Answer> {
+    connection.ready().await.context("connection closed")?;
+    let request = hyper::Request::get(path).header(hyper::header::HOST, host).body(Empty::new())?;
+    let response = connection.send_request(request).await.context("request")?;
+    let status = response.status();
+    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let (backend, peer) = (header(POD), header(PEER));
+    response.into_body().collect().await.context("answer")?;
+    if !status.is_success() {
+        bail!("status {status}");
+    }
+    let backend = backend.context("the answer is from no pod of the lab")?;
+    Ok(Answer { backend, peer: peer.unwrap_or_default(), status: Some(status.as_u16()) })
+}
+
+const PAYLOAD: &str = "hello";
+
+async fn ask_connected(address: SocketAddr) -> Result<Answer> {
+    let socket = UdpSocket::bind(unspecified(address)).await?;
+    socket.connect(address).await.map_err(|error| named("connect", &error))?;
+    let peer = socket.peer_addr().map_err(|error| named("getpeername", &error))?;
+    if peer != address {
+        bail!("connected to {address}, but getpeername says {peer}");
+    }
+    socket.send(PAYLOAD.as_bytes()).await.map_err(|error| named("send", &error))?;
+    let mut answer = [0; 1500];
+    let length = socket.recv(&mut answer).await.map_err(|error| named("receive", &error))?;
+    echoed(&answer[..length])
+}
+
+async fn ask_unconnected(address: SocketAddr) -> Result<Answer> {
+    let socket = UdpSocket::bind(unspecified(address)).await?;
+    socket.send_to(PAYLOAD.as_bytes(), address).await.map_err(|error| named("send", &error))?;
+    let mut answer = [0; 1500];
+    let (length, from) = socket.recv_from(&mut answer).await.map_err(|error| named("receive", &error))?;
+    if from != address {
+        bail!("sent to {address}, but answered by {from}");
+    }
+    echoed(&answer[..length])
+}
+
+fn echoed(answer: &[u8]) -> Result<Answer> {
+    let text = std::str::from_utf8(answer).context("the answer is no text")?;
+    let mut words = text.split(' ');
+    match (words.next(), words.next(), words.next()) {
+        (Some(backend), Some(peer), Some(PAYLOAD)) => {
+            Ok(Answer { backend: backend.to_owned(), peer: peer.to_owned(), status: None })
+        }
+        _ => bail!("the answer is no echo: {text:?}"),
+    }
+}
+
+fn unspecified(peer: SocketAddr) -> SocketAddr {
+    if peer.is_ipv4() { SocketAddr::from(([0, 0, 0, 0], 0)) } else { SocketAddr::from(([0_u16; 8], 0)) }
+}
+
+/// The kind is what tests look for: unlike the kernel's text it does not depend on the libc.
+fn named(step: &str, error: &std::io::Error) -> anyhow::Error {
+    anyhow::anyhow!("{step}: {:?}", error.kind())
+}

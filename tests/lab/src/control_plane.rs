@@ -1,0 +1,221 @@
+//! A real control plane in the lab: etcd and kube-apiserver on a host of their own. There are no controllers: Services and
+//! EndpointSlices are written as they are wanted.
+mod binaries;
+mod certificates;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+
+use crate::manifests::{Manifests, identity};
+use crate::process::Process;
+use crate::topology::{CONTROL_PLANE, Lab, SERVICE_CIDRS, lan_v4};
+
+pub use self::binaries::directory as binaries_directory;
+
+const ADDRESS: std::net::Ipv4Addr = lan_v4(0x02);
+const PORT: u16 = 6443;
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Whose fields these are, when the API server asks.
+const MANAGER: &str = "svc-lab";
+
+pub struct ControlPlane {
+    binaries: PathBuf,
+    /// Certificates, kubeconfigs and etcd's data.
+    directory: PathBuf,
+    _etcd: Process,
+    api_server: Option<Process>,
+    published: Manifests,
+}
+
+impl ControlPlane {
+    pub fn start(lab: &mut Lab) -> Result<Self> {
+        let binaries = binaries::directory()?;
+        lab.add_control_plane_host()?;
+        let directory = lab.directory().join("control-plane");
+        certificates::write(&directory, ADDRESS)?;
+        for user in [certificates::ADMIN, certificates::AGENT] {
+            write_kubeconfig(&directory, user)?;
+        }
+        let etcd = start_etcd(lab, &binaries, &directory)?;
+        let published = Manifests::default();
+        let mut control_plane = ControlPlane { binaries, directory, _etcd: etcd, api_server: None, published };
+        control_plane.start_api_server(lab)?;
+        Ok(control_plane)
+    }
+
+    /// For the agent: what kube-proxy may, and no more.
+    pub fn agent_kubeconfig(&self) -> PathBuf {
+        kubeconfig(&self.directory, certificates::AGENT)
+    }
+
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        kubeconfig(&self.directory, certificates::ADMIN)
+    }
+
+    /// SIGKILL; etcd goes on.
+    pub fn kill_api_server(&mut self) {
+        self.api_server = None;
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub fn start_api_server(&mut self, lab: &Lab) -> Result<()> {
+        let file = |name: &str| self.directory.join(name).display().to_string();
+        let (log_path, log) = lab.log("kube-apiserver")?;
+        let mut command = Command::new(self.binaries.join("kube-apiserver"));
+        command
+            .arg("--etcd-servers=http://127.0.0.1:2379")
+            .args([format!("--advertise-address={ADDRESS}"), format!("--secure-port={PORT}")])
+            .arg(format!("--service-cluster-ip-range={SERVICE_CIDRS}"))
+            .arg("--authorization-mode=Node,RBAC")
+            .arg(format!("--client-ca-file={}", file("ca.crt")))
+            .arg(format!("--tls-cert-file={}", file("server.crt")))
+            .arg(format!("--tls-private-key-file={}", file("server.key")))
+            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .arg(format!("--service-account-key-file={}", file("service-accounts.pub")))
+            .arg(format!("--service-account-signing-key-file={}", file("service-accounts.key")))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let mut api_server = lab.spawn(CONTROL_PLANE, command)?;
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = self.with_client(lab, readyz) {
+            if let Some(status) = api_server.ended() {
+                bail!("kube-apiserver ended with {status}: {}", tail(&log_path));
+            }
+            if Instant::now() > deadline {
+                bail!("kube-apiserver is not ready after {} s: {error:#}", PATIENCE.as_secs());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        self.api_server = Some(api_server);
+        Ok(())
+    }
+
+    /// Makes the objects that were published before these.
+    pub fn publish(&mut self, lab: &Lab, manifests: &Manifests) -> Result<()> {
+        let changed: Vec<&Value> =
+            manifests.objects().filter(|object| !self.published.objects().any(|before| before == *object)).collect();
+        let wanted: Vec<(String, String)> = manifests.objects().map(identity).collect();
+        let gone: Vec<&Value> = self.published.objects().filter(|object| !wanted.contains(&identity(object))).collect();
+        self.with_client(lab, async |client| {
+            for object in gone {
+                delete(&client, object).await?;
+            }
+            for object in changed {
+                apply(&client, object).await?;
+            }
+            Ok(())
+        })?;
+        self.published = manifests.clone();
+        Ok(())
+    }
+
+    /// From the control plane's own host: the machine's other networks know no way to it.
+    fn with_client<T: Send>(&self, lab: &Lab, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
+        let path = self.admin_kubeconfig();
+        lab.namespace(CONTROL_PLANE)?.inside(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let kubeconfig = Kubeconfig::read_from(path)?;
+                let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+                work(Client::try_from(config)?).await
+            })
+        })
+    }
+}
+
+async fn readyz(client: Client) -> Result<()> {
+    client.request_text(axum::http::Request::get("/readyz").body(Vec::new())?).await?;
+    Ok(())
+}
+
+async fn apply(client: &Client, object: &Value) -> Result<()> {
+    let (kind, name) = identity(object);
+    let mut wanted = object.clone();
+    let status = wanted.as_object_mut().and_then(|fields| fields.remove("status"));
+    let api = api(client, object)?;
+    api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(wanted))
+        .await
+        .with_context(|| format!("cannot write {kind} {name}"))?;
+    // Not applied but merged, as a kubelet does: two addresses of one type would count as one applied twice.
+    if let Some(status) = status {
+        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(json!({ "status": status })))
+            .await
+            .with_context(|| format!("cannot write the status of {kind} {name}"))?;
+    }
+    Ok(())
+}
+
+async fn delete(client: &Client, object: &Value) -> Result<()> {
+    let (kind, name) = identity(object);
+    let result = api(client, object)?.delete(&name, &DeleteParams::default()).await;
+    result.with_context(|| format!("cannot delete {kind} {name}"))?;
+    Ok(())
+}
+
+fn api(client: &Client, object: &Value) -> Result<Api<DynamicObject>> {
+    let api_version = object["apiVersion"].as_str().context("an object has no apiVersion")?;
+    let kind = object["kind"].as_str().context("an object has no kind")?;
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+    Ok(match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None if kind == "Node" => Api::all_with(client.clone(), &resource),
+        None => Api::namespaced_with(client.clone(), "default", &resource),
+    })
+}
+
+fn start_etcd(lab: &Lab, binaries: &Path, directory: &Path) -> Result<Process> {
+    let (_, log) = lab.log("etcd")?;
+    let mut command = Command::new(binaries.join("etcd"));
+    command
+        .arg("--data-dir")
+        .arg(directory.join("etcd"))
+        // The data does not outlive the lab, let alone a power cut.
+        .arg("--unsafe-no-fsync")
+        .args(["--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379"])
+        .args(["--listen-peer-urls", "http://127.0.0.1:2380"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let process = lab.spawn(CONTROL_PLANE, command)?;
+    lab.wait_for_port(CONTROL_PLANE, 2379)?;
+    Ok(process)
+}
+
+fn kubeconfig(directory: &Path, user: &str) -> PathBuf {
+    directory.join(format!("{user}.kubeconfig"))
+}
+
+fn write_kubeconfig(directory: &Path, user: &str) -> Result<()> {
+    let file = |name: &str| directory.join(name).display().to_string();
+    let server = format!("https://{ADDRESS}:{PORT}");
+    let configuration = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{ "name": "lab", "cluster": { "server": server, "certificate-authority": file("ca.crt") } }],
+        "users": [{ "name": user, "user": {
+            "client-certificate": file(&format!("{user}.crt")),
+            "client-key": file(&format!("{user}.key")),
+        } }],
+        "contexts": [{ "name": "lab", "context": { "cluster": "lab", "user": user } }],
+        "current-context": "lab",
+    });
+    fs::write(kubeconfig(directory, user), serde_json::to_string_pretty(&configuration)?)?;
+    Ok(())
+}
+
+fn tail(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}

@@ -1,0 +1,82 @@
+//! kube-apiserver and etcd: where envtest looks for them, else built from their Go modules, once.
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+const PROGRAMS: [(&str, &str); 2] =
+    [("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"), ("etcd", "go.etcd.io/etcd/server/v3")];
+
+/// Their directory. Builds them where they are missing, which takes minutes.
+pub fn directory() -> Result<PathBuf> {
+    if let Some(assets) = env::var_os("KUBEBUILDER_ASSETS") {
+        return Ok(assets.into());
+    }
+    let module = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../control-plane"));
+    let requirements = fs::read_to_string(module.join("go.mod")).context("cannot read tests/control-plane/go.mod")?;
+    let directory = cache()?.join(stamp(&requirements)?);
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    for (name, package) in PROGRAMS {
+        if !directory.join(name).exists() {
+            build(module, package, &directory.join(name))?;
+        }
+    }
+    Ok(directory)
+}
+
+fn build(module: &Path, package: &str, target: &Path) -> Result<()> {
+    let name = target.file_name().unwrap_or_default().display().to_string();
+    eprintln!("  building {name} for the control plane; this happens once and takes minutes");
+    let start = Instant::now();
+    // Under its final name only when it is whole: a build may be interrupted, or run twice at once.
+    let unfinished = target.with_extension(std::process::id().to_string());
+    let status = Command::new("go")
+        .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o"])
+        .args([unfinished.as_os_str(), package.as_ref()])
+        .current_dir(module)
+        .env("CGO_ENABLED", "0")
+        .status()
+        .context("cannot start go: the control plane is built with Go 1.26; install it, or leave these tests out with --skip control-plane")?;
+    if !status.success() {
+        bail!("building {package} ended with {status}");
+    }
+    fs::rename(unfinished, target)?;
+    eprintln!("  {name} built in {:.0} s", start.elapsed().as_secs_f32());
+    Ok(())
+}
+
+fn cache() -> Result<PathBuf> {
+    let base = match env::var_os("XDG_CACHE_HOME") {
+        Some(directory) => directory.into(),
+        None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),
+    };
+    Ok(base.join("svc/control-plane"))
+}
+
+/// Other versions are other directories.
+fn stamp(requirements: &str) -> Result<String> {
+    let version = |module: &str| {
+        let line = requirements.lines().find(|line| {
+            let words: Vec<&str> = line.trim_start_matches("require").split_whitespace().collect();
+            words.len() >= 2 && words[0] == module && words[1].starts_with('v')
+        });
+        line.and_then(|line| line.split_whitespace().find(|word| word.starts_with('v')))
+            .with_context(|| format!("tests/control-plane/go.mod requires no {module}"))
+    };
+    Ok(format!("kubernetes-{}-etcd-{}", version("k8s.io/kubernetes")?, version("go.etcd.io/etcd/server/v3")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stamp;
+
+    #[test]
+    fn the_stamp_names_both_versions() {
+        let requirements = "module m\nreplace k8s.io/api => k8s.io/api v0.36.1\nrequire k8s.io/kubernetes v1.36.1\n\
+                            require (\n\tgo.etcd.io/etcd/server/v3 v3.6.8 // indirect\n)\n";
+        assert_eq!(stamp(requirements).unwrap(), "kubernetes-v1.36.1-etcd-v3.6.8");
+    }
+}

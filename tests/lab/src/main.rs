@@ -1,0 +1,51 @@
+//! The lab's program: the demonstration, and what runs on the lab's hosts.
+mod demo;
+mod enter;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use svc_lab::{claim, client, control_plane, server};
+
+/// A lab of network namespaces for svc. It needs root.
+#[derive(Parser)]
+#[command(name = "svc-lab")]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Options),
+    Serve(server::Options),
+    Client(client::Options),
+    Enter(enter::Options),
+    /// Remove what killed labs have left.
+    Clean,
+    /// Build kube-apiserver and etcd where they are missing, and print their directory.
+    ControlPlane,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Options::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Demo(options) => return demo::run(&options),
+        Command::Serve(options) => server::run(&options)?,
+        Command::Client(options) => client::run(&options)?,
+        Command::Enter(options) => enter::run(&options)?,
+        Command::Clean => claim::sweep()?,
+        Command::ControlPlane => println!("{}", control_plane::binaries_directory()?.display()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,111 @@
+//! A process of the lab: in its host's network namespace and cgroup, and gone when the lab's owner is.
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::LazyLock;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+
+use anyhow::{Context, Result};
+
+use crate::netns;
+
+/// Where a process of a host runs.
+pub struct Place {
+    pub namespace: File,
+    pub cgroup: PathBuf,
+}
+
+/// Killed when dropped.
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    pub fn spawn(command: Command, place: Place) -> Result<Self> {
+        let program = command.get_program().display().to_string();
+        let child = start(command, place).with_context(|| format!("cannot start {program}"))?;
+        Ok(Process { child })
+    }
+
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.child.wait().context("cannot wait for a process")
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn signal(&mut self, signal: i32) -> Result<()> {
+        if self.ended().is_none() {
+            // SAFETY: the process is a child that has not been waited for, so its pid is still its own.
+            unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+type Request = (Command, Place, Sender<io::Result<Child>>);
+
+/// "Die with your parent" means the thread that forked, so all are forked by one that lives as long as the program.
+static SPAWNER: LazyLock<Sender<Request>> = LazyLock::new(|| {
+    let (sender, receiver) = mpsc::channel::<Request>();
+    thread::spawn(move || {
+        for (command, place, reply) in receiver {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(fork(command, &place));
+        }
+    });
+    sender
+});
+
+fn start(command: Command, place: Place) -> Result<Child> {
+    let (reply, answer) = mpsc::channel();
+    SPAWNER.send((command, place, reply)).ok().context("the thread that starts processes has ended")?;
+    Ok(answer.recv().context("the thread that starts processes has ended")??)
+}
+
+fn fork(mut command: Command, place: &Place) -> io::Result<Child> {
+    let namespace = place.namespace.try_clone()?;
+    let cgroup = OpenOptions::new().write(true).open(place.cgroup.join("cgroup.procs"))?;
+    // SAFETY: between fork and exec these are system calls on descriptors opened before, and nothing else.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            netns::enter(&namespace)?;
+            // "0" is whoever writes it.
+            if libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}

@@ -1,0 +1,41 @@
+//! Where a lab's agents take their objects from: a folder of manifests, or a real API server. A scenario runs on both.
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::control_plane::ControlPlane;
+use crate::manifests::Manifests;
+use crate::topology::Lab;
+
+pub enum Source {
+    Directory(PathBuf),
+    ControlPlane(ControlPlane),
+}
+
+impl Source {
+    pub fn directory(lab: &Lab) -> Self {
+        Source::Directory(lab.directory().join("manifests"))
+    }
+
+    /// Starts one, which takes a few seconds.
+    pub fn control_plane(lab: &mut Lab) -> Result<Self> {
+        Ok(Source::ControlPlane(ControlPlane::start(lab)?))
+    }
+
+    /// Makes its objects these.
+    pub fn publish(&mut self, lab: &Lab, manifests: &Manifests) -> Result<()> {
+        match self {
+            Source::Directory(directory) => manifests.write(directory),
+            Source::ControlPlane(control_plane) => control_plane.publish(lab, manifests),
+        }
+    }
+
+    /// What tells the agent of it.
+    pub fn arguments(&self) -> [String; 2] {
+        let (flag, path) = match self {
+            Source::Directory(directory) => ("--manifests", directory.clone()),
+            Source::ControlPlane(control_plane) => ("--kubeconfig", control_plane.agent_kubeconfig()),
+        };
+        [flag.to_owned(), path.display().to_string()]
+    }
+}

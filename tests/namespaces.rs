@@ -1,0 +1,244 @@
+//! Services of a folder of manifests, between hosts that are network namespaces: real clients, real servers.
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use rstest::rstest;
+use svc_lab::agent::inspect;
+use svc_lab::client::Options;
+use svc_lab::load::Load;
+use svc_lab::topology::{BACKENDS, CLIENT, NODES, OUTSIDE};
+use svc_tests::cluster::{CLUSTER_IP, Cluster, NODE_PORT, REFUSED, all_backends, assert_right, service};
+
+const NODE_A: &str = "node-a";
+
+#[rstest]
+#[case::pod_to_cluster_ip(CLIENT, CLUSTER_IP)]
+#[case::pod_to_cluster_ip_v6(CLIENT, "http://[fd00:10:96::80]/")]
+#[case::pod_to_its_own_service("a1", CLUSTER_IP)]
+#[case::pod_to_its_own_service_v6("a1", "http://[fd00:10:96::80]/")]
+#[case::pod_to_its_own_node_port(CLIENT, "http://172.31.0.11:30080/")]
+#[case::pod_to_another_node_port(CLIENT, "http://172.31.0.12:30080/")]
+#[case::pod_to_another_node_port_v6(CLIENT, "http://[fd00:31::12]:30080/")]
+#[case::node_to_cluster_ip(NODE_A, CLUSTER_IP)]
+#[case::node_to_cluster_ip_v6(NODE_A, "http://[fd00:10:96::80]/")]
+#[case::node_to_localhost_node_port(NODE_A, "http://127.0.0.1:30080/")]
+#[case::node_to_its_own_node_port(NODE_A, "http://172.31.0.11:30080/")]
+#[case::node_to_its_own_node_port_v6(NODE_A, "http://[fd00:31::11]:30080/")]
+#[case::node_to_another_node_port(NODE_A, "http://172.31.0.12:30080/")]
+#[case::outside_to_one_node_port(OUTSIDE, "http://172.31.0.11:30080/")]
+#[case::outside_to_one_node_port_v6(OUTSIDE, "http://[fd00:31::11]:30080/")]
+#[case::outside_to_the_other_node_port(OUTSIDE, "http://172.31.0.12:30080/")]
+#[case::outside_to_the_other_node_port_v6(OUTSIDE, "http://[fd00:31::12]:30080/")]
+#[case::outside_to_cluster_ip(OUTSIDE, CLUSTER_IP)]
+#[case::outside_to_cluster_ip_v6(OUTSIDE, "http://[fd00:10:96::80]/")]
+#[case::large_answer_to_a_pod(CLIENT, "http://10.96.0.80/bytes?n=300000")]
+#[case::large_answer_to_the_outside(OUTSIDE, "http://172.31.0.11:30080/bytes?n=300000")]
+#[case::large_answer_to_the_outside_v6(OUTSIDE, "http://[fd00:31::11]:30080/bytes?n=300000")]
+#[case::udp_pod_to_cluster_ip(CLIENT, "udp://10.96.0.7:7")]
+#[case::udp_pod_to_cluster_ip_v6(CLIENT, "udp://[fd00:10:96::7]:7")]
+#[case::udp_node_to_localhost_node_port(NODE_A, "udp://127.0.0.1:30007")]
+#[case::udp_outside_to_one_node_port(OUTSIDE, "udp://172.31.0.11:30007")]
+#[case::udp_outside_to_the_other_node_port_v6(OUTSIDE, "udp://[fd00:31::12]:30007")]
+#[case::udp_outside_to_cluster_ip(OUTSIDE, "udp://10.96.0.7:7")]
+fn every_backend_answers(#[case] host: &str, #[case] target: &str) {
+    Cluster::with_manifests().expect_balanced(host, &Options::to(target), &all_backends());
+}
+
+/// Generic, because native XDP of a veth wants more of its peer than a bridge port has.
+#[rstest]
+#[case::outside_to_one_node_port("http://172.31.0.11:30080/bytes?n=100000")]
+#[case::outside_to_the_other_node_port_v6("http://[fd00:31::12]:30080/")]
+#[case::outside_to_cluster_ip(CLUSTER_IP)]
+#[case::udp_outside_to_one_node_port("udp://172.31.0.11:30007")]
+fn every_backend_answers_behind_xdp(#[case] target: &str) {
+    Cluster::with_generic_xdp().expect_balanced(OUTSIDE, &Options::to(target), &all_backends());
+}
+
+#[rstest]
+#[case::ipv4("udp://10.96.0.7:7")]
+#[case::ipv6("udp://[fd00:10:96::7]:7")]
+fn an_unconnected_socket_is_answered_from_the_address_it_sent_to(#[case] target: &str) {
+    let request = Options { unconnected: true, ..Options::to(target) };
+    Cluster::with_manifests().expect_balanced(CLIENT, &request, &all_backends());
+}
+
+#[rstest]
+#[case::pod(CLIENT, CLUSTER_IP, REFUSED)]
+#[case::pod_v6(CLIENT, "http://[fd00:10:96::80]/", REFUSED)]
+#[case::node(NODE_A, "http://127.0.0.1:30080/", REFUSED)]
+#[case::outside(OUTSIDE, "http://172.31.0.11:30080/", REFUSED)]
+#[case::outside_v6(OUTSIDE, "http://[fd00:31::12]:30080/", REFUSED)]
+#[case::outside_udp(OUTSIDE, "udp://172.31.0.11:30007", "receive: ConnectionRefused")]
+#[case::outside_udp_v6(OUTSIDE, "udp://[fd00:31::11]:30007", "receive: ConnectionRefused")]
+fn without_a_ready_backend_a_client_is_refused(#[case] host: &str, #[case] target: &str, #[case] reason: &str) {
+    let mut cluster = Cluster::with_manifests();
+    cluster.change(|manifests| all_backends().into_iter().for_each(|pod| manifests.set_ready(pod, false)));
+    cluster.expect_failure_soon(Duration::from_secs(1), host, &Options::to(target), reason);
+}
+
+#[rstest]
+#[case::pod(CLIENT, "http://10.96.0.80:81/")]
+#[case::pod_v6(CLIENT, "http://[fd00:10:96::80]:81/")]
+#[case::node(NODE_A, "http://10.96.0.80:81/")]
+#[case::outside(OUTSIDE, "http://10.96.0.80:81/")]
+#[case::outside_v6(OUTSIDE, "http://[fd00:10:96::80]:81/")]
+fn an_unknown_port_of_a_cluster_ip_is_refused(#[case] host: &str, #[case] target: &str) {
+    Cluster::with_manifests().expect_failure(host, &Options::to(target), REFUSED);
+}
+
+#[rstest]
+#[case::pod(CLIENT, CLUSTER_IP)]
+#[case::outside(OUTSIDE, "http://172.31.0.11:30080/")]
+fn a_backend_leaves_and_returns_under_load(#[case] host: &str, #[case] target: &str) {
+    let mut cluster = Cluster::with_manifests();
+    let load = cluster.load(host, target);
+    thread::sleep(Duration::from_millis(500));
+    assert_right(&load.tally(), &all_backends());
+
+    cluster.change(|manifests| manifests.remove_pod("b1"));
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(load.tally().failed(), 0);
+    thread::sleep(Duration::from_millis(700));
+    assert_right(&load.tally(), &["a1", "a2", "b2"]);
+
+    cluster.change(|manifests| *manifests = svc_lab::manifests::Manifests::hostnames().unwrap());
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(load.tally().failed(), 0);
+    thread::sleep(Duration::from_millis(700));
+    assert_right(&load.tally(), &all_backends());
+}
+
+#[rstest]
+#[case::pod(CLIENT, CLUSTER_IP)]
+#[case::outside_local(OUTSIDE, "http://172.31.0.11:30080/")]
+#[case::outside_remote(OUTSIDE, "http://172.31.0.12:30080/")]
+fn a_long_connection_stays_with_a_backend_that_left(#[case] host: &str, #[case] target: &str) {
+    let mut cluster = Cluster::with_manifests();
+    // Enough that every backend has one.
+    let connections: Vec<Load> = (0..12).map(|_| cluster.long_connection(host, target)).collect();
+    thread::sleep(Duration::from_millis(500));
+    cluster.change(|manifests| {
+        manifests.remove_pod("a1");
+        manifests.remove_pod("b1");
+    });
+    cluster.expect_soon(Duration::from_secs(2), host, target, &["a2", "b2"]);
+    thread::sleep(Duration::from_millis(500));
+    for connection in connections {
+        let outcomes = connection.finish().unwrap();
+        assert!(outcomes.len() > 20, "only {} requests", outcomes.len());
+        let first = &outcomes[0];
+        let same = |outcome: &&_| -> bool {
+            let outcome: &svc_lab::client::Outcome = outcome;
+            outcome.error.is_none() && outcome.peer == first.peer && outcome.backend == first.backend
+        };
+        assert!(outcomes.iter().all(|outcome| same(&outcome)), "{first:?} became {:?}", outcomes.last());
+    }
+}
+
+#[test]
+fn no_request_fails_while_the_agents_are_killed_and_what_changed_meanwhile_is_right_within_a_second() {
+    let mut cluster = Cluster::with_manifests();
+    let node_port = format!("http://{}:{NODE_PORT}/", NODES[1].v4());
+    let loads = [cluster.load(CLIENT, CLUSTER_IP), cluster.load(OUTSIDE, &node_port)];
+    let connections = [cluster.long_connection(CLIENT, CLUSTER_IP), cluster.long_connection(OUTSIDE, &node_port)];
+    thread::sleep(Duration::from_millis(300));
+    for node in &NODES {
+        cluster.kill_agent(node);
+    }
+    cluster.change(|manifests| {
+        manifests.remove_pod("b1");
+        service("later", "10.96.0.90", &["a1", "b2"]).into_iter().for_each(|object| manifests.put(object));
+    });
+    thread::sleep(Duration::from_secs(1));
+    for load in &loads {
+        assert_right(&load.tally(), &all_backends());
+    }
+    for node in &NODES {
+        cluster.start_agent(node);
+    }
+    let second = Duration::from_secs(1);
+    cluster.expect_soon(second, CLIENT, "http://10.96.0.90/", &["a1", "b2"]);
+    cluster.expect_soon(second, CLIENT, CLUSTER_IP, &["a1", "a2", "b2"]);
+    cluster.expect_soon(second, OUTSIDE, &node_port, &["a1", "a2", "b2"]);
+    for load in loads.into_iter().chain(connections) {
+        let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+}
+
+#[test]
+fn an_orderly_restart_costs_no_request() {
+    let mut cluster = Cluster::with_manifests();
+    let node_port = format!("http://{}:{NODE_PORT}/", NODES[0].v4());
+    let loads = [cluster.load(CLIENT, CLUSTER_IP), cluster.load(OUTSIDE, &node_port)];
+    for _ in 0..3 {
+        for node in &NODES {
+            cluster.stop_agent(node);
+            cluster.start_agent(node);
+        }
+    }
+    for load in loads {
+        let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+}
+
+#[test]
+fn two_clusters_on_one_machine_do_not_meet() {
+    let mut one = Cluster::with_manifests();
+    let mut other = Cluster::with_manifests();
+    one.change(|manifests| manifests.remove_pod("a1"));
+    other.change(|manifests| manifests.remove_pod("b2"));
+    let soon = Duration::from_secs(2);
+    one.expect_soon(soon, CLIENT, CLUSTER_IP, &["a2", "b1", "b2"]);
+    other.expect_soon(soon, CLIENT, CLUSTER_IP, &["a1", "a2", "b1"]);
+    drop(one);
+    other.expect_balanced(CLIENT, &Options::to(CLUSTER_IP), &["a1", "a2", "b1"]);
+    other.expect_balanced(OUTSIDE, &Options::to("http://172.31.0.11:30080/"), &["a1", "a2", "b1"]);
+}
+
+#[test]
+fn cleanup_leaves_nothing_attached_and_nothing_pinned() {
+    let mut cluster = Cluster::with_manifests();
+    let node = &NODES[0];
+    let bpffs = cluster.lab.bpffs(node.name);
+    assert!(fs::read_dir(&bpffs).unwrap().next().is_some(), "nothing was pinned in the first place");
+    cluster.stop_agent(node);
+    cluster.expect_balanced(CLIENT, &Options::to(CLUSTER_IP), &all_backends());
+
+    inspect(&cluster.lab, node, &["cleanup"]).unwrap();
+    let left: Vec<_> = fs::read_dir(&bpffs).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let unanswered = Options { requests: Some(2), timeout_ms: 300, ..Options::to(CLUSTER_IP) };
+    assert_eq!(cluster.lab.tally(CLIENT, &unanswered).unwrap().answered(), 0);
+    cluster.expect_failure(OUTSIDE, &Options::to("http://172.31.0.11:30080/"), REFUSED);
+    // The other node is served as before.
+    cluster.expect_balanced("b1", &Options::to(CLUSTER_IP), &all_backends());
+}
+
+#[rstest]
+#[case::services(&["services"], "hostnames")]
+#[case::backends(&["backends", "default/hostnames"], "10.244.2.11")]
+#[case::status(&["status"], "")]
+fn inspection_needs_no_agent(#[case] arguments: &[&str], #[case] expected: &str) {
+    let mut cluster = Cluster::with_manifests();
+    cluster.kill_agent(&NODES[0]);
+    for format in ["table", "json", "yaml"] {
+        let text = inspect(&cluster.lab, &NODES[0], &[arguments, &["-o", format]].concat()).unwrap();
+        assert!(text.contains(expected), "{format}: {text}");
+    }
+}
+
+#[test]
+fn flows_are_shown_with_their_client_and_backend() {
+    let cluster = Cluster::with_manifests();
+    let connection = cluster.long_connection(OUTSIDE, "http://172.31.0.11:30080/");
+    thread::sleep(Duration::from_millis(300));
+    let backend = connection.take()[0].backend.clone().unwrap();
+    let pod = BACKENDS.iter().find(|pod| pod.name == backend).unwrap();
+    let text = inspect(&cluster.lab, &NODES[0], &["flows", "-o", "json"]).unwrap();
+    for address in ["172.31.0.99", &pod.v4().to_string()] {
+        assert!(text.contains(address), "no {address} in {text}");
+    }
+}
