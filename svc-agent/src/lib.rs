@@ -4,11 +4,13 @@
 compile_error!("svc-agent programs the Linux kernel: build it on Linux");
 
 pub mod apply;
+pub mod attach;
 pub mod cli;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;
 pub mod health;
+pub mod host;
 pub mod ids;
 pub mod metrics;
 pub mod object;
@@ -18,4 +20,5 @@ pub mod serve;
 pub mod source;
 pub mod status;
 pub mod store;
+pub mod sys;
 pub mod topology;
