@@ -65,9 +65,9 @@ fn socket_hook(ebpf: &mut Ebpf, links: &Path, cgroup: &File, hook: &str) -> anyh
     if take_over(&path, program.fd()?.as_fd())? {
         return Ok(());
     }
-    let id = program
-        .attach(cgroup, CgroupAttachMode::AllowMultiple)
-        .with_context(|| format!("attaching {name} to the cgroup"))?;
+    // A link always leaves room for others, and takes no flag that says so.
+    let id =
+        program.attach(cgroup, CgroupAttachMode::Single).with_context(|| format!("attaching {name} to the cgroup"))?;
     pin(program.take_link(id)?.try_into()?, &path)
 }
 
