@@ -47,7 +47,11 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// Between two attempts at a server that is away: short enough to be back in force 2 s after it.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two attempts that the server forbids.
+/// A server that has just started forbids everything until its authorizer has read the roles: what it forbids is asked
+/// again at this pace, this often.
+const AUTHORIZER_EVERY: Duration = Duration::from_millis(250);
+const AUTHORIZER_TRIES: u32 = 20;
+/// Between two attempts that the server still forbids.
 const FORBIDDEN_EVERY: Duration = Duration::from_secs(30);
 
 /// A client of the API server that `kubeconfig` names, or else the pod's service account; `url` replaces the server's
@@ -257,12 +261,14 @@ impl Gate {
             return;
         }
         // The server is there, and yet it will not do.
-        warn!(%kind, failures, "watch failed: {}", chain(error));
-        let pause = if is_forbidden(error) {
-            PROBE_EVERY.saturating_mul(1 << failures.min(10)).min(FORBIDDEN_EVERY)
-        } else {
-            PROBE_EVERY
+        let pause = match failures {
+            _ if !is_forbidden(error) => PROBE_EVERY,
+            0..=AUTHORIZER_TRIES => AUTHORIZER_EVERY,
+            _ => PROBE_EVERY.saturating_mul(1 << (failures - AUTHORIZER_TRIES).min(10)).min(FORBIDDEN_EVERY),
         };
+        if pause != AUTHORIZER_EVERY {
+            warn!(%kind, failures, "watch failed: {}", chain(error));
+        }
         sleep(self.jittered(pause)).await;
     }
 
