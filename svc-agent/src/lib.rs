@@ -10,6 +10,7 @@ pub mod desired;
 pub mod diff;
 pub mod health;
 pub mod ids;
+pub mod inspect;
 pub mod metrics;
 pub mod object;
 pub mod plan;
