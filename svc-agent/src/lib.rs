@@ -4,11 +4,13 @@
 compile_error!("svc-agent programs the Linux kernel: build it on Linux");
 
 pub mod apply;
+pub mod attach;
 pub mod cli;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;
 pub mod health;
+pub mod host;
 pub mod ids;
 pub mod inspect;
 pub mod metrics;
@@ -19,4 +21,5 @@ pub mod serve;
 pub mod source;
 pub mod status;
 pub mod store;
+pub mod sys;
 pub mod topology;

@@ -396,6 +396,24 @@ unsafe fn head_of(cell: *const Cell) -> u64 {
     unsafe { read_volatile(addr_of!((*cell).key.head)) }
 }
 
+/// Word by word, so that nothing needs to stand on the kernel's stack.
+#[inline(always)]
+unsafe fn read_pair(pair: *const [u64; 2]) -> [u64; 2] {
+    let words = pair.cast::<u64>();
+    // SAFETY: the caller's pair.
+    unsafe { [read_volatile(words), read_volatile(words.add(1))] }
+}
+
+#[inline(always)]
+unsafe fn write_pair(pair: *mut [u64; 2], value: [u64; 2]) {
+    let words = pair.cast::<u64>();
+    // SAFETY: the caller's pair.
+    unsafe {
+        write_volatile(words, value[0]);
+        write_volatile(words.add(1), value[1]);
+    }
+}
+
 /// Whether the cell is the key's, and whole.
 #[inline(always)]
 unsafe fn is_at(cell: *const Cell, key: &Key) -> bool {
@@ -404,8 +422,8 @@ unsafe fn is_at(cell: *const Cell, key: &Key) -> bool {
         if head_of(cell) & (KEY | LIVE | LOCKED) != key.head & KEY | LIVE {
             return false;
         }
-        let src = read_volatile(addr_of!((*cell).key.src));
-        let dst = read_volatile(addr_of!((*cell).key.dst));
+        let src = read_pair(addr_of!((*cell).key.src));
+        let dst = read_pair(addr_of!((*cell).key.dst));
         let mask = key.dst_mask();
         (src[0] ^ key.src[0]) | (src[1] ^ key.src[1]) | ((dst[0] ^ key.dst[0]) | (dst[1] ^ key.dst[1])) & mask == 0
     }
@@ -534,7 +552,7 @@ pub fn put<M: Memory>(memory: &M, entry: &Entry, now: u16, room: Room) -> Added 
             return Added::Full;
         }
         let cell = addr_of_mut!((*set).0[way as usize & (WAYS - 1)]);
-        if !take(cell, entry, now) {
+        if !take(cell, &raw const entry.0, entry.0.key.head, now) {
             return Added::Full;
         }
         if set == second {
@@ -651,15 +669,15 @@ unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> bool {
         unsafe {
             let cell = addr_of_mut!((*set).0[way]);
             let head = head_of(cell);
-            let entry = Entry(read_volatile(cell));
-            let hash = entry.0.key.hash(memory.seed());
+            let (src, dst) = (read_pair(addr_of!((*cell).key.src)), read_pair(addr_of!((*cell).key.dst)));
+            let hash = Key { head, src, dst }.hash(memory.seed());
             let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
             let other = if set == first { second } else { first };
-            if head & (LIVE | LOCKED) == LIVE && head_of(cell) == head && !other.is_null() && other != set {
+            if head & (LIVE | LOCKED) == LIVE && !other.is_null() && other != set {
                 let (room, score) = victim(other, now);
-                if score >= IDLE
-                    && take(addr_of_mut!((*other).0[room as usize & (WAYS - 1)]), &entry, entry.0.tail.last)
-                {
+                let last = read_volatile(addr_of!((*cell).tail.last));
+                let target = addr_of_mut!((*other).0[room as usize & (WAYS - 1)]);
+                if score >= IDLE && take(target, cell, head, last) {
                     if set == first {
                         fetch_or(addr_of_mut!((*set).0[0].key.head), OVERFLOWN);
                     }
@@ -673,25 +691,30 @@ unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> bool {
     false
 }
 
+/// Makes `cell` a copy of `from`, last used at `last`; false where another core was faster, at either cell. `head` is what
+/// `from`'s head was when it was looked at.
+///
 /// # Safety
-/// `cell` belongs to a table that exists.
+/// `cell` belongs to a table that exists; `from` is an entry's, or belongs to the same table.
 #[inline(always)]
-unsafe fn take(cell: *mut Cell, entry: &Entry, now: u16) -> bool {
-    // SAFETY: the caller's cell; it is ours alone between the two changes of its head.
+unsafe fn take(cell: *mut Cell, from: *const Cell, head: u64, last: u16) -> bool {
+    // SAFETY: the caller's cells; `cell` is ours alone between the two changes of its head.
     unsafe {
         let at = addr_of_mut!((*cell).key.head);
-        let head = read_volatile(at);
-        let busy = (head & OVERFLOWN) | ((head & SEQUENCE_MASK).wrapping_add(SEQUENCE)) | LOCKED;
-        if head & LOCKED != 0 || compare_exchange(at, head, busy) != head {
+        let old = read_volatile(at);
+        let busy = (old & OVERFLOWN) | ((old & SEQUENCE_MASK).wrapping_add(SEQUENCE)) | LOCKED;
+        if old & LOCKED != 0 || compare_exchange(at, old, busy) != old {
             return false;
         }
-        write_volatile(addr_of_mut!((*cell).key.src), entry.0.key.src);
-        write_volatile(addr_of_mut!((*cell).key.dst), entry.0.key.dst);
-        write_volatile(addr_of_mut!((*cell).to), entry.0.to);
-        write_volatile(addr_of_mut!((*cell).tail), Tail { last: now, ..entry.0.tail });
+        write_pair(addr_of_mut!((*cell).key.src), read_pair(addr_of!((*from).key.src)));
+        write_pair(addr_of_mut!((*cell).key.dst), read_pair(addr_of!((*from).key.dst)));
+        write_pair(addr_of_mut!((*cell).to), read_pair(addr_of!((*from).to)));
+        write_volatile(addr_of_mut!((*cell).tail), Tail { last, ..read_volatile(addr_of!((*from).tail)) });
+        let whole = (head ^ head_of(from)) & !OVERFLOWN == 0;
+        let new = if whole { (head & !(OVERFLOWN | SEQUENCE_MASK | LOCKED)) | LIVE } else { 0 };
         // By exclusive or and not a store: another core may have set OVERFLOWN meanwhile.
-        fetch_xor(at, (entry.0.key.head & !(OVERFLOWN | SEQUENCE_MASK)) | LIVE | LOCKED);
-        true
+        fetch_xor(at, new | LOCKED);
+        whole
     }
 }
 

@@ -79,37 +79,33 @@ fn reset<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<(), 
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn unreachable<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<(), Reason> {
+    // The network header and 8 bytes more: what RFC 792 asks for, and all that a socket is found by.
+    let quoted = F::HEADER + 8;
+    let length = (ICMP_HEADER + quoted) as u16;
+    packet.resize((F::L4 + ICMP_HEADER + quoted) as u32)?;
+    let mut sum = 0;
+    let mut i = 0;
+    while i < quoted {
+        let word: u16 = packet.get(ETHERNET + i)?;
+        packet.set(F::L4 + ICMP_HEADER + i, word)?;
+        sum += word as u64;
+        i += 2;
+    }
     if F::IS_V4 {
-        // The network header and 8 bytes more: what RFC 792 asks for, and all that a socket is found by.
-        let quoted: [u16; 14] = packet.get(ETHERNET)?;
-        packet.resize((V4::L4 + ICMP_HEADER + 28) as u32)?;
-        turn_around::<P, F>(packet, headers, ICMP, (ICMP_HEADER + 28) as u16)?;
-        packet.set(V4::L4 + ICMP_HEADER, quoted)?;
+        turn_around::<P, F>(packet, headers, ICMP, length)?;
         let head = u16::from_ne_bytes([3, 3]);
-        let mut sum = head as u64;
-        for word in quoted {
-            sum += word as u64;
-        }
-        packet.set(V4::L4, [head, !fold(sum), 0, 0])?;
+        packet.set(F::L4, [head, !fold(sum + head as u64), 0, 0])
     } else {
-        let quoted: [u16; 24] = packet.get(ETHERNET)?;
-        packet.resize((V6::L4 + ICMP_HEADER + 48) as u32)?;
-        turn_around::<P, F>(packet, headers, ICMP_V6, (ICMP_HEADER + 48) as u16)?;
-        packet.set(V6::L4 + ICMP_HEADER, quoted)?;
+        turn_around::<P, F>(packet, headers, ICMP_V6, length)?;
         let head = u16::from_ne_bytes([1, 4]);
-        let pseudo = pseudo_header(headers.src, headers.dst, ICMP_V6, (ICMP_HEADER + 48) as u16);
+        let pseudo = pseudo_header(headers.src, headers.dst, ICMP_V6, length);
         // Where the sender had left UDP's checksum to its network card, the next card will store the complement of what it
         // sums up from here, without a pseudo header, 6 bytes from here: in a field that ICMPv6 does not use. The sum
         // is right with and without that if the pseudo header's own sum stands there until then. (For ICMP, which
         // has no pseudo header, the same rule gives 0.)
         let unused = fold(pseudo);
-        let mut sum = pseudo + head as u64 + unused as u64;
-        for word in quoted {
-            sum += word as u64;
-        }
-        packet.set(V6::L4, [head, !fold(sum), 0, unused])?;
+        packet.set(F::L4, [head, !fold(sum + pseudo + head as u64 + unused as u64), 0, unused])
     }
-    Ok(())
 }
 
 /// The link and network headers of an answer to `headers`, with `length` bytes to follow.

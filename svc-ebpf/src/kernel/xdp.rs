@@ -1,6 +1,7 @@
 //! In front of the stack. Whatever cannot be done here passes unmodified to the tc program behind, which can do all.
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
+use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use svc_common::checksum::Diff;
@@ -38,7 +39,9 @@ impl Packet for Frame<'_> {
 
     #[inline(always)]
     fn size(&self) -> u32 {
-        (self.0.data_end() - self.0.data()) as u32
+        // The difference of the two pointers would be kept in 32 bits, half a pointer with it, which the verifier forbids.
+        // SAFETY: the program's own context.
+        unsafe { bpf_xdp_get_buff_len(self.0.ctx) as u32 }
     }
 
     #[inline(always)]

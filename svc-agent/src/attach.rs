@@ -1,0 +1,125 @@
+//! Attaching the programs by pinned links. Where a link is there already, the program behind it is replaced and traffic
+//! sees no gap; nothing is ever detached here but what the settings no longer want.
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use aya::Ebpf;
+use aya::programs::links::FdLink;
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode as AyaXdpMode,
+};
+
+use crate::dataplane::XdpMode;
+use crate::host;
+use crate::sys;
+
+const SOCKET_HOOKS: [&str; 8] =
+    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+
+/// Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.
+///
+/// # Errors
+/// The program, the place and what the kernel said.
+pub fn all(ebpf: &mut Ebpf, links: &Path, cgroup: &File, uplinks: &[String], xdp: XdpMode) -> anyhow::Result<()> {
+    for uplink in uplinks {
+        tcx(ebpf, links, uplink, "ingress", TcAttachType::Ingress)?;
+        tcx(ebpf, links, uplink, "egress", TcAttachType::Egress)?;
+        attach_xdp(ebpf, links, uplink, xdp)?;
+    }
+    for hook in SOCKET_HOOKS {
+        socket_hook(ebpf, links, cgroup, hook)?;
+    }
+    Ok(())
+}
+
+/// True where the link pinned at `path` runs `program` now. A link whose interface or cgroup has gone is removed.
+fn take_over(path: &Path, program: BorrowedFd<'_>) -> anyhow::Result<bool> {
+    let link = match sys::open_pin(path) {
+        Ok(link) => link,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("opening the link {}", path.display())),
+    };
+    match sys::link_update(link.as_fd(), program) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+            std::fs::remove_file(path).with_context(|| format!("removing the dead link {}", path.display()))?;
+            Ok(false)
+        }
+        Err(error) => Err(error).with_context(|| format!("replacing the program of the link {}", path.display())),
+    }
+}
+
+fn pin(link: FdLink, path: &Path) -> anyhow::Result<()> {
+    link.pin(path).map(drop).with_context(|| format!("pinning the link {}", path.display()))
+}
+
+fn socket_hook(ebpf: &mut Ebpf, links: &Path, cgroup: &File, hook: &str) -> anyhow::Result<()> {
+    let name = format!("svc_{hook}");
+    let program: &mut CgroupSockAddr =
+        ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?;
+    program.load().with_context(|| format!("loading {name}"))?;
+    let path = links.join(hook);
+    if take_over(&path, program.fd()?.as_fd())? {
+        return Ok(());
+    }
+    // A link always leaves room for others, and takes no flag that says so.
+    let id =
+        program.attach(cgroup, CgroupAttachMode::Single).with_context(|| format!("attaching {name} to the cgroup"))?;
+    pin(program.take_link(id)?.try_into()?, &path)
+}
+
+fn tcx(ebpf: &mut Ebpf, links: &Path, uplink: &str, direction: &str, kind: TcAttachType) -> anyhow::Result<()> {
+    let name = format!("svc_{direction}");
+    let program: &mut SchedClassifier =
+        ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?;
+    if program.fd().is_err() {
+        program.load().with_context(|| format!("loading {name}"))?;
+    }
+    let path = links.join(format!("{direction}-{uplink}"));
+    if take_over(&path, program.fd()?.as_fd())? {
+        return Ok(());
+    }
+    let id = program
+        .attach_with_options(uplink, kind, TcAttachOptions::TcxOrder(LinkOrder::default()))
+        .with_context(|| format!("attaching {name} to {uplink}"))?;
+    let link: SchedClassifierLink = program.take_link(id)?;
+    pin(link.try_into()?, &path)
+}
+
+fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> anyhow::Result<()> {
+    let path = links.join(format!("xdp-{uplink}"));
+    let wanted = match mode {
+        XdpMode::Off => None,
+        XdpMode::Generic => Some(AyaXdpMode::Skb),
+        XdpMode::Native => Some(AyaXdpMode::Driver),
+        // A virtual interface pays more for native XDP than it gains (design figures in docs/architecture.md).
+        XdpMode::Auto => host::is_hardware(uplink).then_some(AyaXdpMode::Driver),
+    };
+    let Some(wanted) = wanted else {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                bail!("removing the link {}: {error}", path.display())
+            }
+            _ => return Ok(()),
+        }
+    };
+    let name = "svc_xdp";
+    let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    if program.fd().is_err() {
+        program.load().with_context(|| format!("loading {name}"))?;
+    }
+    if take_over(&path, program.fd()?.as_fd())? {
+        return Ok(());
+    }
+    match program.attach(uplink, wanted) {
+        Ok(id) => pin(program.take_link(id)?.try_into()?, &path),
+        Err(error) if mode == XdpMode::Auto => {
+            tracing::info!(uplink, %error, "no native XDP here: tcx does the work alone");
+            Ok(())
+        }
+        Err(error) => Err(error).with_context(|| format!("attaching {name} to {uplink}")),
+    }
+}

@@ -1,0 +1,275 @@
+//! What the agent has to know of its machine, and what it cannot do without.
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use aya::util::KernelVersion;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+use svc_common::Addr;
+use svc_common::map::Uplink;
+
+/// tcx links.
+const OLDEST_KERNEL: (u8, u8) = (6, 6);
+
+/// # Errors
+/// Where the kernel is too old.
+pub fn check_kernel() -> anyhow::Result<()> {
+    let (major, minor) = OLDEST_KERNEL;
+    let version = KernelVersion::current().context("asking for the kernel's version")?;
+    ensure!(
+        version >= KernelVersion::new(major, minor, 0),
+        "this kernel is too old: svc-agent needs Linux {major}.{minor} or newer (tcx links)"
+    );
+    Ok(())
+}
+
+/// The cgroup v2 directory whose processes are served: `wanted`, or the root of the mounted hierarchy.
+///
+/// # Errors
+/// Where there is none.
+pub fn cgroup(wanted: Option<&Path>) -> anyhow::Result<File> {
+    let path = match wanted {
+        Some(path) => path.to_owned(),
+        None => cgroup2_mount()?,
+    };
+    let file = File::open(&path).with_context(|| format!("--cgroup {}", path.display()))?;
+    let kind = statfs(&path).with_context(|| format!("--cgroup {}", path.display()))?.filesystem_type();
+    ensure!(kind == CGROUP2_SUPER_MAGIC, "--cgroup {} is not in a cgroup v2 hierarchy", path.display());
+    Ok(file)
+}
+
+fn cgroup2_mount() -> anyhow::Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("reading the mount table")?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let path = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
+    });
+    mount.context("cgroup v2 is not mounted: `mount -t cgroup2 none /sys/fs/cgroup`, or say where it is with --cgroup")
+}
+
+/// Makes the directories of the pins.
+///
+/// # Errors
+/// Where the place is not on a bpffs, or may not be written.
+pub fn prepare_bpffs(path: &Path) -> anyhow::Result<()> {
+    for directory in [path.join("maps"), path.join("links")] {
+        fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    }
+    let kind = statfs(path).with_context(|| format!("--bpffs {}", path.display()))?.filesystem_type();
+    if kind != BPF_FS_MAGIC {
+        for directory in [path.join("maps"), path.join("links"), path.to_owned()] {
+            // Best effort: only what was made here and is empty.
+            let _ = fs::remove_dir(directory);
+        }
+        bail!(
+            "--bpffs {} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, or name a directory on one",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// The interfaces to serve: `wanted`, or those that lead out of the node, by a default route or a network card.
+///
+/// # Errors
+/// Where one does not exist, or none is found.
+pub fn uplinks(wanted: &[String]) -> anyhow::Result<Vec<String>> {
+    let exists = |name: &str| Path::new("/proc/sys/net/ipv4/conf").join(name).exists();
+    for name in wanted {
+        ensure!(exists(name), "--uplink {name}: there is no such interface");
+    }
+    if !wanted.is_empty() {
+        return Ok(wanted.to_vec());
+    }
+    let mut found: Vec<String> = interface_names()?.into_iter().filter(|name| is_hardware(name)).collect();
+    found.extend(default_route_interfaces());
+    found.sort();
+    found.dedup();
+    found.retain(|name| exists(name));
+    ensure!(!found.is_empty(), "no interface with an address leads out of this node: name one with --uplink");
+    Ok(found)
+}
+
+/// Whether the interface has a bus: a card, real or lent by a hypervisor, and no veth, bridge or tunnel. Asked by ioctl and
+/// not of sysfs, which may be another network namespace's.
+pub fn is_hardware(name: &str) -> bool {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    /// struct ethtool_drvinfo of linux/ethtool.h.
+    #[repr(C)]
+    struct DriverInfo {
+        command: u32,
+        texts: [[u8; 32]; 3],
+        bus: [u8; 32],
+        rest: [u8; 64],
+    }
+    #[repr(C)]
+    struct Request {
+        name: [u8; 16],
+        data: *mut DriverInfo,
+        rest: [u8; 16],
+    }
+    let Ok(socket) = std::net::UdpSocket::bind(("0.0.0.0", 0)) else { return false };
+    let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, texts: [[0; 32]; 3], bus: [0; 32], rest: [0; 64] };
+    let mut request = Request { name: [0; 16], data: &raw mut info, rest: [0; 16] };
+    if name.len() >= request.name.len() {
+        return false;
+    }
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: the request is laid out as the kernel wants it, with room for all of its answer.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
+    result == 0 && info.bus[0] != 0
+}
+
+fn interface_names() -> anyhow::Result<Vec<String>> {
+    let mut names: Vec<_> = getifaddrs()
+        .context("asking for the interfaces")?
+        .filter(|entry| !entry.flags.contains(InterfaceFlags::IFF_LOOPBACK) && entry.address.is_some())
+        .map(|entry| entry.interface_name)
+        .collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+fn default_route_interfaces() -> Vec<String> {
+    let v4 = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let v6 = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    let v4 = v4.lines().skip(1).filter_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let default = fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000");
+        default.then(|| fields[0].to_owned())
+    });
+    let v6 = v6.lines().filter_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let default = fields.first()?.bytes().all(|b| b == b'0') && fields.get(1) == Some(&"00");
+        (default && fields.last() != Some(&"lo")).then(|| (*fields.last().expect("not empty")).to_owned())
+    });
+    v4.chain(v6).collect()
+}
+
+/// The source addresses that forwarded traffic takes, by interface index: each interface's first global ones.
+///
+/// # Errors
+/// Where the interfaces cannot be listed.
+pub fn interface_addresses() -> anyhow::Result<BTreeMap<u32, Uplink>> {
+    let mut interfaces: BTreeMap<u32, Uplink> = BTreeMap::new();
+    for entry in getifaddrs().context("asking for the interfaces' addresses")? {
+        let Some(address) = entry.address else { continue };
+        let ip: IpAddr = if let Some(v4) = address.as_sockaddr_in() {
+            v4.ip().into()
+        } else if let Some(v6) = address.as_sockaddr_in6() {
+            v6.ip().into()
+        } else {
+            continue;
+        };
+        if ip.is_loopback() || matches!(ip, IpAddr::V6(v6) if is_link_local(v6)) {
+            continue;
+        }
+        let index = nix::net::if_::if_nametoindex(entry.interface_name.as_str())
+            .with_context(|| format!("the interface {}", entry.interface_name))?;
+        let uplink = interfaces.entry(index).or_insert(Uplink { v4: Addr::ANY_V4, v6: Addr::ANY_V6 });
+        let place = if ip.is_ipv4() { &mut uplink.v4 } else { &mut uplink.v6 };
+        if *place == place.any() {
+            *place = ip.into();
+        }
+    }
+    Ok(interfaces)
+}
+
+const fn is_link_local(address: Ipv6Addr) -> bool {
+    address.segments()[0] & 0xffc0 == 0xfe80
+}
+
+/// NodePorts' default range (kube-apiserver's --service-node-port-range).
+const NODE_PORTS: (u16, u16) = (30_000, 32_767);
+/// Below are the ports of most daemons.
+const LOWEST_SNAT_PORT: u16 = 15_000;
+
+/// Source ports for forwarded traffic, first and last: the widest range that neither the node's own sockets nor NodePorts
+/// use.
+///
+/// # Errors
+/// Where the local port range cannot be read.
+pub fn snat_ports() -> anyhow::Result<(u16, u16)> {
+    let path = "/proc/sys/net/ipv4/ip_local_port_range";
+    let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    let mut numbers = text.split_whitespace().map(str::parse::<u16>);
+    let (Some(Ok(first)), Some(Ok(last))) = (numbers.next(), numbers.next()) else { bail!("{path} says {text:?}") };
+    widest_gap((first, last)).with_context(|| format!("{path} leaves no source port for forwarded traffic"))
+}
+
+fn widest_gap(local: (u16, u16)) -> Option<(u16, u16)> {
+    let mut taken = [local, NODE_PORTS];
+    taken.sort_unstable();
+    let mut from = u32::from(LOWEST_SNAT_PORT);
+    let mut best: Option<(u32, u32)> = None;
+    for (first, last) in taken.into_iter().map(|(a, b)| (u32::from(a), u32::from(b))).chain([(0x1_0000, 0x1_0000)]) {
+        if first > from && best.is_none_or(|(a, b)| first - 1 - from > b - a) {
+            best = Some((from, first - 1));
+        }
+        from = from.max(last + 1);
+    }
+    best.map(|(a, b)| (a as u16, b as u16))
+}
+
+/// The network namespace's cookie (SO_NETNS_COOKIE, Linux 5.14).
+///
+/// # Errors
+/// What the kernel says.
+pub fn netns_cookie() -> anyhow::Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))
+        .or_else(|_| std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)))
+        .context("making a socket on the loopback address")?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option is a 64-bit number.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).context("asking for the network namespace's cookie");
+    }
+    Ok(cookie)
+}
+
+/// 64 secret bits.
+///
+/// # Errors
+/// Where the kernel gives none.
+pub fn random() -> anyhow::Result<u64> {
+    use std::io::Read as _;
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("reading /dev/urandom")?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::widest_gap;
+
+    #[rstest]
+    #[case::default((32_768, 60_999), Some((15_000, 29_999)))]
+    #[case::wide((1_024, 65_535), None)]
+    #[case::from_ten_thousand((10_000, 50_000), Some((50_001, 65_535)))]
+    #[case::low((1_024, 20_000), Some((32_768, 65_535)))]
+    fn source_ports_are_nobody_elses(#[case] local: (u16, u16), #[case] expected: Option<(u16, u16)>) {
+        assert_eq!(widest_gap(local), expected);
+    }
+}
