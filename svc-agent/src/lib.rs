@@ -12,6 +12,7 @@ pub mod diff;
 pub mod health;
 pub mod host;
 pub mod ids;
+pub mod inspect;
 pub mod metrics;
 pub mod object;
 pub mod plan;

@@ -1,5 +1,14 @@
 //! The command line: a file a subcommand.
+pub mod backends;
+pub mod cleanup;
+#[cfg(test)]
+mod example;
+pub mod flows;
+pub mod print;
 pub mod run;
+pub mod selector;
+pub mod services;
+pub mod status;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -27,6 +36,16 @@ pub struct Cli {
 pub enum Command {
     /// Keep this node's Services served.
     Run(run::Args),
+    /// List the addresses that Services answer under.
+    Services(services::Args),
+    /// List the backends that Services have.
+    Backends(backends::Args),
+    /// List the flows from outside that are under way.
+    Flows(flows::Args),
+    /// Show what is attached, how full it is and what was counted.
+    Status(status::Args),
+    /// Take everything out of the kernel; stop the agent first.
+    Cleanup(cleanup::Args),
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +60,11 @@ impl Cli {
         self.start_log();
         let result = match self.command {
             Command::Run(args) => run::run(args),
+            Command::Services(args) => services::run(&args),
+            Command::Backends(args) => backends::run(&args),
+            Command::Flows(args) => flows::run(&args),
+            Command::Status(args) => status::run(&args),
+            Command::Cleanup(args) => cleanup::run(&args),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,135 @@
+//! `svc-agent cleanup`: takes everything out of the kernel again.
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+
+use super::print;
+use crate::inspect::DIRECTORIES;
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Where maps, programs and links are pinned.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/svc")]
+    bpffs: PathBuf,
+}
+
+/// # Errors
+/// Where the directory is not of a BPF file system, or a pin cannot be removed.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let directory = &args.bpffs;
+    match is_bpffs(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Ok(yes) => {
+            ensure!(yes, "{} is not in a BPF file system: nothing was removed", directory.display());
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.display()))?,
+    }
+    let removed = remove(directory, |path| print::text(&format!("removed {}\n", path.display())))?;
+    if removed == 0 {
+        print::text(&format!("nothing to remove under {}\n", directory.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes the pins and their directories, and nothing that is not the agent's. Returns how much there was.
+fn remove(directory: &Path, mut tell: impl FnMut(&Path) -> anyhow::Result<()>) -> anyhow::Result<usize> {
+    let mut removed = 0;
+    let mut done = |path: &Path, result: io::Result<()>| match result {
+        Ok(()) => {
+            removed += 1;
+            tell(path)
+        }
+        // Another cleanup was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Someone else's pins, or the mount point itself.
+        Err(error) if path == directory && is_in_use(&error) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+    };
+    for kind in DIRECTORIES {
+        let kind = directory.join(kind);
+        let mut pins = match std::fs::read_dir(&kind) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries
+                .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>())
+                .with_context(|| format!("cannot read {}", kind.display()))?,
+        };
+        pins.sort();
+        for pin in pins {
+            done(&pin, std::fs::remove_file(&pin))?;
+        }
+        done(&kind, std::fs::remove_dir(&kind))?;
+    }
+    done(directory, std::fs::remove_dir(directory))?;
+    Ok(removed)
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy)
+        || error.raw_os_error() == Some(libc::EPERM)
+}
+
+fn is_bpffs(directory: &Path) -> io::Result<bool> {
+    let path = CString::new(directory.as_os_str().as_bytes())?;
+    // SAFETY: plain numbers, for which zeros are a value.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: both live until the call has returned.
+    if unsafe { libc::statfs(path.as_ptr(), &raw mut found) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(found.f_type as u64 == libc::BPF_FS_MAGIC as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn removed(directory: &Path) -> Vec<String> {
+        let mut told = Vec::new();
+        let count = remove(directory, |path| {
+            told.push(path.strip_prefix(directory).unwrap().display().to_string());
+            Ok(())
+        });
+        assert_eq!(count.unwrap(), told.len());
+        told
+    }
+
+    fn with_pins(parent: &Path) -> PathBuf {
+        let directory = parent.join("svc");
+        for pin in ["maps/flows", "links/connect4", "links/egress-eth0"] {
+            std::fs::create_dir_all(directory.join(pin).parent().unwrap()).unwrap();
+            std::fs::write(directory.join(pin), "").unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn links_go_before_maps_and_a_second_time_there_is_nothing() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = with_pins(parent.path());
+        let expected = ["links/connect4", "links/egress-eth0", "links", "maps/flows", "maps", ""];
+        assert_eq!(removed(&directory), expected);
+        assert!(!directory.exists());
+        assert_eq!(removed(&directory), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_not_the_agent_s_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = with_pins(parent.path());
+        std::fs::write(directory.join("other"), "").unwrap();
+        assert_eq!(removed(&directory).last().unwrap(), "maps");
+        assert!(directory.join("other").exists());
+    }
+
+    #[test]
+    fn an_ordinary_directory_is_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = with_pins(parent.path());
+        let error = run(&Args { bpffs: directory.clone() }).unwrap_err().to_string();
+        assert!(error.contains("not in a BPF file system"), "{error}");
+        assert!(directory.join("maps/flows").exists());
+    }
+}

@@ -1,0 +1,199 @@
+//! `svc-agent status`: what is attached, how full the maps are, what was counted.
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::Serialize;
+use svc_common::Reason;
+use svc_common::map::Counter;
+
+use super::print::{self, Format, Inspect, Row, or_dash, yes_no};
+use crate::dataplane::State;
+use crate::inspect::{FlowTable, Hook, Pins, Size};
+use crate::plan::PortName;
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    inspect: Inspect,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    bpffs: &'a Path,
+    services: usize,
+    service_ports: usize,
+    backends: usize,
+    flow_table: FlowTable,
+    hooks: Vec<Hook>,
+    maps: Vec<Size>,
+    /// Without those that are zero.
+    counters: Vec<Count>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Count {
+    reason: &'static str,
+    packets: u64,
+    bytes: u64,
+    description: &'static str,
+}
+
+impl Row for Hook {
+    const HEADER: &'static [&'static str] = &["HOOK", "ATTACHED", "LINK", "PROGRAM"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.name.clone(), yes_no(self.attached), or_dash(self.link_id), or_dash(self.program_id)]
+    }
+}
+
+impl Row for Size {
+    const HEADER: &'static [&'static str] = &["MAP", "ENTRIES", "SIZE", "USE"];
+
+    fn cells(&self) -> Vec<String> {
+        let used = percent(self.entries, self.max_entries);
+        vec![self.map.to_owned(), self.entries.to_string(), self.max_entries.to_string(), used]
+    }
+}
+
+impl Row for Count {
+    const HEADER: &'static [&'static str] = &["REASON", "PACKETS", "BYTES", "DESCRIPTION"];
+
+    fn cells(&self) -> Vec<String> {
+        let description = self.description.to_owned();
+        vec![self.reason.to_owned(), self.packets.to_string(), self.bytes.to_string(), description]
+    }
+}
+
+/// # Errors
+/// Where the pins cannot be read.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let pins = Pins::open(&args.inspect.bpffs)?;
+    let report = Report::new(
+        pins.directory(),
+        &pins.state()?,
+        pins.flow_table()?,
+        pins.hooks()?,
+        pins.sizes()?,
+        &pins.counters()?,
+    );
+    match args.inspect.output {
+        Format::Table => print::text(&report.text()),
+        format => print::data(format, &report),
+    }
+}
+
+impl<'a> Report<'a> {
+    fn new(
+        bpffs: &'a Path,
+        state: &State,
+        flow_table: FlowTable,
+        hooks: Vec<Hook>,
+        maps: Vec<Size>,
+        counters: &[(Reason, Counter)],
+    ) -> Self {
+        let names: BTreeSet<_> =
+            state.services.values().filter_map(PortName::from_map).map(|name| name.service).collect();
+        let counts = counters.iter().filter(|(_, counter)| counter.packets > 0).map(|(reason, counter)| Count {
+            reason: reason.label(),
+            packets: counter.packets,
+            bytes: counter.bytes,
+            description: reason.description(),
+        });
+        Report {
+            bpffs,
+            services: names.len(),
+            service_ports: state.services.len(),
+            backends: state.backends.values().filter(|backend| backend.live != 0).count(),
+            flow_table,
+            hooks,
+            maps,
+            counters: counts.collect(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let FlowTable { cells, used, expired } = self.flow_table;
+        let attached = self.hooks.iter().filter(|hook| hook.attached).count();
+        let mut text = format!(
+            "Pins:       {}\nHooks:      {attached} of {} attached\nServices:   {}, {} ports by family, {} backends\n\
+             Flow table: {used} of {cells} cells in use ({}), {expired} expired\n\n{}\n{}",
+            self.bpffs.display(),
+            self.hooks.len(),
+            self.services,
+            self.service_ports,
+            self.backends,
+            percent(used, cells),
+            print::table(&self.hooks),
+            print::table(&self.maps),
+        );
+        if !self.counters.is_empty() {
+            text.push('\n');
+            text.push_str(&print::table(&self.counters));
+        }
+        text
+    }
+}
+
+/// Whatever is there shows: never 0.0% of something, never 100% of less.
+fn percent(part: usize, whole: usize) -> String {
+    match part as f64 * 100.0 / whole.max(1) as f64 {
+        0.0 => "0%".to_owned(),
+        small if small < 0.1 => "<0.1%".to_owned(),
+        most if most < 100.0 => format!("{:.1}%", most.min(99.9)),
+        _ => "100%".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::example::state;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(0, 10, "0%")]
+    #[case(1, 100_000, "<0.1%")]
+    #[case(1, 3, "33.3%")]
+    #[case(99_999, 100_000, "99.9%")]
+    #[case(5, 5, "100%")]
+    #[case(0, 0, "0%")]
+    fn percents_do_not_round_to_none_or_all(#[case] part: usize, #[case] whole: usize, #[case] text: &str) {
+        assert_eq!(percent(part, whole), text);
+    }
+
+    #[test]
+    fn a_report_is_a_summary_and_three_tables() {
+        let hook = |name: &str, link: Option<u32>| Hook {
+            name: name.to_owned(),
+            attached: link.is_some(),
+            link_id: link,
+            program_id: link.map(|link| link + 100),
+        };
+        let report = Report::new(
+            Path::new("/sys/fs/bpf/svc"),
+            &state(),
+            FlowTable { cells: 1024, used: 2, expired: 1 },
+            vec![hook("connect4", Some(7)), hook("ingress-eth0", None)],
+            vec![Size { map: "frontends", entries: 3, max_entries: 65_536 }],
+            &[(Reason::FlowHit, Counter { packets: 0, bytes: 0 }), (Reason::Reply, Counter { packets: 2, bytes: 120 })],
+        );
+        insta::assert_snapshot!(report.text(), @"
+        Pins:       /sys/fs/bpf/svc
+        Hooks:      1 of 2 attached
+        Services:   1, 2 ports by family, 2 backends
+        Flow table: 2 of 1024 cells in use (0.2%), 1 expired
+
+        HOOK           ATTACHED   LINK   PROGRAM
+        connect4       yes        7      107
+        ingress-eth0   no         -      -
+
+        MAP         ENTRIES   SIZE    USE
+        frontends   3         65536   <0.1%
+
+        REASON   PACKETS   BYTES   DESCRIPTION
+        reply    2         120     A packet of a known flow, back to its client.
+        ");
+    }
+}

@@ -1,0 +1,444 @@
+//! What the kernel has, read from the pins: works with or without an agent that runs, and changes nothing.
+pub mod map;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use svc_common::flow::{self, Snapshot};
+use svc_common::map::{
+    ADDRESS_NODE, AddressFlags, Backend, BackendSlot, Counter, Frontend, FrontendKey, SocketKey, SocketPeer, Uplink,
+    pin,
+};
+use svc_common::{Addr, Reason};
+
+use crate::dataplane::State;
+use crate::dataplane::dump::address_and_port;
+use crate::object::Protocol;
+use crate::plan::PortName;
+use map::{Link, Map, Plain};
+
+/// The directories of the pins, in the order in which they are taken away: nothing runs without its maps.
+pub const DIRECTORIES: [&str; 3] = ["links", "programs", "maps"];
+const LINKS: &str = DIRECTORIES[0];
+const MAPS: &str = DIRECTORIES[2];
+
+/// Links that there always are; those of interfaces come with the interfaces.
+pub const SOCKET_HOOKS: [&str; 8] =
+    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+
+/// One flow that the uplink's programs keep track of, as seen by its client.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flow {
+    /// Namespace and name; none where the frontend is no more.
+    pub service: Option<String>,
+    pub port_name: Option<String>,
+    pub protocol: String,
+    pub client: String,
+    pub frontend: String,
+    pub backend: String,
+    /// What the backend sees as its client, where that is not the client; `*` for an address of this node.
+    pub source: Option<String>,
+    pub state: &'static str,
+    pub idle_seconds: u64,
+    pub backend_id: u32,
+}
+
+/// How full the flow table is. A flow has a cell for each direction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowTable {
+    pub cells: usize,
+    /// With a flow that lives.
+    pub used: usize,
+    /// With a flow that was idle for too long; as good as free.
+    pub expired: usize,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Size {
+    pub map: &'static str,
+    pub entries: usize,
+    pub max_entries: usize,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hook {
+    pub name: String,
+    pub attached: bool,
+    pub link_id: Option<u32>,
+    pub program_id: Option<u32>,
+}
+
+#[derive(Debug)]
+pub struct Pins {
+    directory: PathBuf,
+}
+
+impl Pins {
+    /// # Errors
+    /// Where nothing is pinned there, or the directory may not be read.
+    pub fn open(directory: &Path) -> anyhow::Result<Self> {
+        let shown = directory.display();
+        match names_in(&directory.join(MAPS)) {
+            Ok(names) if !names.is_empty() => Ok(Pins { directory: directory.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                anyhow::bail!("cannot read {shown}: that needs root: try sudo")
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot read {shown}"))
+            }
+            _ => anyhow::bail!("nothing is pinned under {shown}: is svc-agent running with --bpffs {shown}?"),
+        }
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn state(&self) -> anyhow::Result<State> {
+        Ok(State {
+            frontends: self.entries::<FrontendKey, Frontend>(pin::FRONTENDS)?.into_iter().collect(),
+            sets: self.sets()?,
+            backends: self.backends()?.into_iter().collect(),
+            addresses: self.entries::<Addr, AddressFlags>(pin::ADDRESSES)?.into_iter().collect(),
+            services: self.entries(pin::SERVICES)?.into_iter().collect(),
+        })
+    }
+
+    /// The flows that live, each once.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn flows(&self) -> anyhow::Result<Vec<Flow>> {
+        let state = self.state()?;
+        let uplinks: Vec<Uplink> =
+            self.entries::<u32, Uplink>(pin::UPLINKS)?.into_iter().map(|(_, uplink)| uplink).collect();
+        let mut flows = Vec::new();
+        self.each_cell(|cell| {
+            if !cell.reverse && !cell.expired {
+                flows.push(flow_of(&cell, &state, &uplinks));
+            }
+        })?;
+        flows.sort();
+        Ok(flows)
+    }
+
+    /// # Errors
+    /// Where the flow table cannot be read.
+    pub fn flow_table(&self) -> anyhow::Result<FlowTable> {
+        let (mut used, mut expired) = (0, 0);
+        let cells = self.each_cell(|cell| if cell.expired { expired += 1 } else { used += 1 })?;
+        Ok(FlowTable { cells, used, expired })
+    }
+
+    /// Each summed over the CPUs.
+    ///
+    /// # Errors
+    /// Where the counters cannot be read.
+    pub fn counters(&self) -> anyhow::Result<Vec<(Reason, Counter)>> {
+        let cpus = map::possible_cpus().context("cannot tell how many CPUs there are")?;
+        let counters = self.map(pin::COUNTERS)?;
+        let read = |reason: &Reason| {
+            let of_cpus: Vec<Counter> = counters.lookup_per_cpu(*reason as u32, cpus)?;
+            let sum = of_cpus.iter().fold(Counter::default(), |sum, cpu| Counter {
+                packets: sum.packets + cpu.packets,
+                bytes: sum.bytes + cpu.bytes,
+            });
+            Ok((*reason, sum))
+        };
+        Reason::ALL.iter().map(read).collect::<io::Result<_>>().with_context(|| unreadable(pin::COUNTERS))
+    }
+
+    /// How much of each map that can be full is used.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn sizes(&self) -> anyhow::Result<Vec<Size>> {
+        let size = |map: &'static str, entries: usize| -> anyhow::Result<Size> {
+            Ok(Size { map, entries, max_entries: self.map(map)?.max_entries as usize })
+        };
+        Ok(vec![
+            size(pin::FRONTENDS, self.entries::<FrontendKey, Frontend>(pin::FRONTENDS)?.len())?,
+            size(pin::SERVICES, self.entries::<u32, svc_common::map::ServiceName>(pin::SERVICES)?.len())?,
+            size(pin::BACKEND_SETS, self.entries::<u32, u32>(pin::BACKEND_SETS)?.len())?,
+            size(pin::BACKENDS, self.backends()?.iter().filter(|(_, backend)| backend.live != 0).count())?,
+            size(pin::ADDRESSES, self.entries::<Addr, AddressFlags>(pin::ADDRESSES)?.len())?,
+            size(pin::UPLINKS, self.entries::<u32, Uplink>(pin::UPLINKS)?.len())?,
+            size(pin::SOCKETS, self.entries::<SocketKey, SocketPeer>(pin::SOCKETS)?.len())?,
+        ])
+    }
+
+    /// The socket hooks, there or not, then the interfaces'.
+    ///
+    /// # Errors
+    /// Where the links' directory cannot be read.
+    pub fn hooks(&self) -> anyhow::Result<Vec<Hook>> {
+        let directory = self.directory.join(LINKS);
+        let pinned = match names_in(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            names => names.with_context(|| format!("cannot read {}", directory.display()))?,
+        };
+        let of_interfaces = pinned.iter().filter(|name| !SOCKET_HOOKS.contains(&name.as_str()));
+        let names = SOCKET_HOOKS.iter().map(|name| (*name).to_owned()).chain(of_interfaces.cloned());
+        Ok(names
+            .map(|name| match Link::open(&directory.join(&name)) {
+                Ok(Link { id, program, attached }) => {
+                    Hook { name, attached, link_id: Some(id), program_id: Some(program) }
+                }
+                Err(_) => Hook { name, attached: false, link_id: None, program_id: None },
+            })
+            .collect())
+    }
+
+    fn map(&self, name: &str) -> anyhow::Result<Map> {
+        Map::open(&self.directory.join(MAPS).join(name)).with_context(|| unreadable(name))
+    }
+
+    fn entries<K: Plain, V: Plain>(&self, name: &str) -> anyhow::Result<Vec<(K, V)>> {
+        self.map(name)?.entries().with_context(|| unreadable(name))
+    }
+
+    /// The ids that stand for something.
+    fn backends(&self) -> anyhow::Result<Vec<(u32, Backend)>> {
+        let mut backends: Vec<(u32, Backend)> = self.entries(pin::BACKENDS)?;
+        backends.retain(|(_, backend)| *backend != Backend::default());
+        Ok(backends)
+    }
+
+    fn sets(&self) -> anyhow::Result<BTreeMap<u32, Vec<BackendSlot>>> {
+        let outer = self.map(pin::BACKEND_SETS)?;
+        let ids: Vec<(u32, u32)> = outer.entries().with_context(|| unreadable(pin::BACKEND_SETS))?;
+        ids.into_iter()
+            .filter_map(|(set, id)| read_set(&outer, set, id).transpose().map(|slots| Ok((set, slots?))))
+            .collect::<io::Result<_>>()
+            .with_context(|| unreadable(pin::BACKEND_SETS))
+    }
+
+    /// Returns how many cells there are, the free ones included.
+    fn each_cell(&self, mut see: impl FnMut(Snapshot)) -> anyhow::Result<usize> {
+        let pages = self.map(pin::FLOWS)?.pages::<flow::Set>().with_context(|| unreadable(pin::FLOWS))?;
+        let mut cells = 0;
+        for set in pages.iter() {
+            let now = tick();
+            for way in 0..flow::WAYS {
+                cells += 1;
+                // SAFETY: the set is in the mapped pages, which live until this function's end; no reference is made.
+                let cell = unsafe { Snapshot::read(&raw const (*set).0[way], now) };
+                if let Some(cell) = cell {
+                    see(settle(cell));
+                }
+            }
+        }
+        Ok(cells)
+    }
+}
+
+fn unreadable(map: &str) -> String {
+    format!("cannot read the map {map}")
+}
+
+fn names_in(directory: &Path) -> io::Result<Vec<String>> {
+    let mut names = std::fs::read_dir(directory)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+/// None where the set was taken away meanwhile.
+fn read_set(outer: &Map, set: u32, mut id: u32) -> io::Result<Option<Vec<BackendSlot>>> {
+    let gone = |error: &io::Error| error.raw_os_error() == Some(libc::ENOENT);
+    // The agent may swap the set between its id's reading and its opening.
+    for _ in 0..8 {
+        match Map::by_id(id) {
+            Ok(inner) => {
+                let slots: Vec<(u32, BackendSlot)> = inner.entries()?;
+                let count = slots.first().map_or(0, |(_, header)| header.id as usize);
+                return Ok(Some(slots.into_iter().skip(1).take(count).map(|(_, slot)| slot).collect()));
+            }
+            Err(error) if gone(&error) => match outer.lookup(set) {
+                Ok(other) => id = other,
+                Err(error) if gone(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            },
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// The flow table's clock.
+fn tick() -> u16 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes the time there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let nanoseconds = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
+    (nanoseconds >> flow::TICK_SHIFT) as u16
+}
+
+/// A cell that saw a packet after our look at the clock seems to have been idle for 39 hours.
+fn settle(mut cell: Snapshot) -> Snapshot {
+    if cell.idle_ticks > u16::MAX - 16 {
+        cell.idle_ticks = 0;
+        cell.expired = false;
+    }
+    cell
+}
+
+/// `cell` is a forward one.
+pub fn flow_of(cell: &Snapshot, state: &State, uplinks: &[Uplink]) -> Flow {
+    let text = |addr: Addr, port: u16| address_and_port(addr, port.to_be());
+    let name = frontend_of(cell, state)
+        .and_then(|frontend| state.services.get(&frontend.service))
+        .and_then(PortName::from_map);
+    let source = if cell.masqueraded {
+        Some(match node_source(cell.dst.is_v4(), uplinks) {
+            Some(addr) => text(addr, cell.second_port),
+            None => format!("*:{}", cell.second_port),
+        })
+    } else {
+        (cell.second_port != cell.src_port).then(|| text(cell.src, cell.second_port))
+    };
+    Flow {
+        service: name.as_ref().map(|name| name.service.to_string()),
+        port_name: name.map(|name| name.port.into()).filter(|port: &String| !port.is_empty()),
+        protocol: Protocol::from_number(cell.protocol).map_or_else(|| cell.protocol.to_string(), |p| p.to_string()),
+        client: text(cell.src, cell.src_port),
+        frontend: text(cell.dst, cell.dst_port),
+        backend: text(cell.to, cell.to_port),
+        source,
+        state: cell.state.label(),
+        idle_seconds: (u64::from(cell.idle_ticks) << flow::TICK_SHIFT) / 1_000_000_000,
+        backend_id: cell.backend,
+    }
+}
+
+fn frontend_of<'a>(cell: &Snapshot, state: &'a State) -> Option<&'a Frontend> {
+    let at = |addr| state.frontends.get(&FrontendKey::new(addr, cell.dst_port.to_be(), cell.protocol));
+    let node_port = || {
+        let flags = state.addresses.get(&cell.dst)?;
+        if flags & ADDRESS_NODE != 0 { at(cell.dst.any()) } else { None }
+    };
+    at(cell.dst).or_else(node_port)
+}
+
+/// The address that traffic forwarded by this node has, where the uplinks leave no choice: a cell does not say.
+fn node_source(v4: bool, uplinks: &[Uplink]) -> Option<Addr> {
+    let addresses = uplinks.iter().map(|uplink| if v4 { uplink.v4 } else { uplink.v6 });
+    let mut addresses: Vec<Addr> = addresses.filter(|addr| *addr != addr.any()).collect();
+    addresses.sort();
+    addresses.dedup();
+    match addresses[..] {
+        [only] => Some(only),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+    use std::net::IpAddr;
+    use svc_common::flow::State as FlowState;
+    use svc_common::map::{FRONTEND_NODE_PORT, TCP};
+
+    use crate::object::{Family, ObjectName};
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn cell() -> Snapshot {
+        Snapshot {
+            protocol: TCP,
+            reverse: false,
+            masqueraded: true,
+            src: addr("192.0.2.9"),
+            src_port: 40_000,
+            dst: addr("192.168.7.1"),
+            dst_port: 30_080,
+            to: addr("10.1.0.1"),
+            to_port: 8080,
+            second_port: 61_000,
+            backend: 3,
+            state: FlowState::Established,
+            idle_ticks: 10,
+            expired: false,
+        }
+    }
+
+    fn state() -> State {
+        let mut state = State::default();
+        let name = PortName {
+            service: ObjectName::new("default", "web"),
+            port: "http".into(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+        };
+        state.services.insert(7, name.to_map(80).unwrap());
+        let key = FrontendKey::new(Addr::ANY_V4, 30_080u16.to_be(), TCP);
+        state.frontends.insert(key, Frontend { service: 7, flags: FRONTEND_NODE_PORT, affinity_seconds: 0 });
+        state.addresses.insert(addr("192.168.7.1"), ADDRESS_NODE);
+        state
+    }
+
+    #[test]
+    fn a_flow_to_a_node_port_names_its_service() {
+        let uplink = Uplink { v4: addr("192.168.7.1"), v6: Addr::ANY_V6 };
+        let flow = flow_of(&cell(), &state(), &[uplink]);
+        let expected = Flow {
+            service: Some("default/web".to_owned()),
+            port_name: Some("http".to_owned()),
+            protocol: "TCP".to_owned(),
+            client: "192.0.2.9:40000".to_owned(),
+            frontend: "192.168.7.1:30080".to_owned(),
+            backend: "10.1.0.1:8080".to_owned(),
+            source: Some("192.168.7.1:61000".to_owned()),
+            state: "established",
+            idle_seconds: 21,
+            backend_id: 3,
+        };
+        assert_eq!(flow, expected);
+    }
+
+    #[test]
+    fn a_flow_to_another_machine_s_address_is_none_of_a_node_port_s() {
+        let cell = Snapshot { dst: addr("192.168.7.99"), ..cell() };
+        assert_eq!(flow_of(&cell, &state(), &[]).service, None);
+    }
+
+    #[rstest]
+    #[case::masqueraded_by_one_of_several(true, 61_000, Some("*:61000"))]
+    #[case::as_it_came(false, 40_000, None)]
+    #[case::by_another_port(false, 61_000, Some("192.0.2.9:61000"))]
+    fn the_source_is_told_where_it_changed(
+        #[case] masqueraded: bool,
+        #[case] second_port: u16,
+        #[case] source: Option<&str>,
+    ) {
+        let uplinks = ["192.168.7.1", "192.168.8.1"].map(|v4| Uplink { v4: addr(v4), v6: Addr::ANY_V6 });
+        let cell = Snapshot { masqueraded, second_port, ..cell() };
+        assert_eq!(flow_of(&cell, &state(), &uplinks).source.as_deref(), source);
+    }
+
+    #[test]
+    fn a_packet_after_the_look_at_the_clock_is_no_idle_flow() {
+        let settled = settle(Snapshot { idle_ticks: u16::MAX, expired: true, ..cell() });
+        assert_eq!((settled.idle_ticks, settled.expired), (0, false));
+    }
+
+    #[test]
+    fn a_directory_without_pins_is_told_so() {
+        let empty = tempfile::tempdir().unwrap();
+        let error = Pins::open(empty.path()).unwrap_err().to_string();
+        assert!(error.starts_with("nothing is pinned under "), "{error}");
+    }
+}
