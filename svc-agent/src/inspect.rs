@@ -224,7 +224,8 @@ impl Pins {
 
     /// Returns how many cells there are, the free ones included.
     fn each_cell(&self, mut see: impl FnMut(Snapshot)) -> anyhow::Result<usize> {
-        let pages = self.map(pin::FLOWS)?.pages::<flow::Set>().with_context(|| unreadable(pin::FLOWS))?;
+        let table = Map::open_mappable(&self.directory.join(MAPS).join(pin::FLOWS));
+        let pages = table.and_then(|table| table.pages::<flow::Set>()).with_context(|| unreadable(pin::FLOWS))?;
         let mut cells = 0;
         for set in pages.iter() {
             let now = tick();
