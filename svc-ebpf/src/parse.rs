@@ -61,6 +61,13 @@ fn parse_as<P: Packet, F: Family>(packet: &P) -> Result<Headers, Reason> {
     F::check(packet)?;
     let (src, dst) = F::addresses(packet)?;
     let [sport, dport] = packet.get::<[u16; 2]>(F::L4)?;
-    let flags = if protocol == TCP { packet.get(F::L4 + 13)? } else { 0 };
+    // The whole transport header has to be there before anything is changed.
+    let flags = if protocol == TCP {
+        packet.get::<u16>(F::L4 + 18)?;
+        packet.get(F::L4 + 13)?
+    } else {
+        packet.get::<u16>(F::L4 + 6)?;
+        0
+    };
     Ok(Headers { v4: F::IS_V4, src, dst, sport, dport, protocol, flags })
 }

@@ -1,0 +1,184 @@
+//! The engine over memory: the same code as in the kernel, without one.
+mod world;
+
+use svc_common::Reason;
+use svc_common::map::{ADDRESS_CLUSTER_IP, ADDRESS_NODE, FRONTEND_EXTERNAL_LOCAL, FRONTEND_NODE_PORT, TCP, UDP};
+use svc_ebpf::parse::{TCP_ACK, TCP_FIN, TCP_SYN};
+use world::{Frame, World};
+
+const CLIENT: &str = "192.0.2.7";
+const NODE: &str = "192.0.2.1";
+const LOCAL: &str = "10.244.1.5";
+const REMOTE: &str = "10.244.2.5";
+const VIP: &str = "10.96.0.10";
+
+fn node_port(world: &mut World, backends: &[(&str, bool)], flags: u32) {
+    world.address(NODE, ADDRESS_NODE);
+    world.service(7, "0.0.0.0", 30080, TCP, FRONTEND_NODE_PORT | flags, backends);
+}
+
+fn syn() -> Frame {
+    Frame::tcp(CLIENT, 4000, NODE, 30080, TCP_SYN)
+}
+
+#[test]
+fn what_is_no_services_passes_untouched() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    let mut frame = Frame::tcp(CLIENT, 4000, NODE, 22, TCP_SYN);
+    let before = frame.clone();
+    assert_eq!(world.ingress(&mut frame), Err(Reason::NotService));
+    assert_eq!(frame, before);
+    assert_eq!(world.counts(), []);
+}
+
+#[test]
+fn a_local_backend_sees_the_client_and_its_reply_comes_from_the_frontend() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    let mut frame = syn();
+    assert_eq!(world.ingress(&mut frame), Ok(None));
+    assert_eq!(frame.endpoints(), (CLIENT.into(), 4000, LOCAL.into(), 9376));
+    assert!(frame.checksums_are_right());
+    let mut reply = Frame::tcp(LOCAL, 9376, CLIENT, 4000, TCP_SYN | TCP_ACK);
+    assert_eq!(world.egress(&mut reply), Ok(()));
+    assert_eq!(reply.endpoints(), (NODE.into(), 30080, CLIENT.into(), 4000));
+    assert!(reply.checksums_are_right());
+    assert_eq!(world.counts(), [(Reason::FlowHit, 1), (Reason::FlowOpened, 1), (Reason::Reply, 1)]);
+}
+
+#[test]
+fn a_remote_backend_sees_the_node_and_its_reply_goes_back_to_the_client() {
+    let mut world = World::default();
+    node_port(&mut world, &[(REMOTE, false)], 0);
+    let mut frame = syn();
+    assert!(matches!(world.ingress(&mut frame), Ok(Some(_))));
+    let (src, port, dst, dport) = frame.endpoints();
+    assert_eq!((src.as_str(), dst.as_str(), dport), (NODE, REMOTE, 9376));
+    assert!((15_000..=29_999).contains(&port), "{port}");
+    assert_eq!(frame.hop_limit(), 63);
+    assert!(frame.checksums_are_right());
+    let mut reply = Frame::tcp(REMOTE, 9376, NODE, port, TCP_SYN | TCP_ACK);
+    assert!(matches!(world.ingress(&mut reply), Ok(Some(_))));
+    assert_eq!(reply.endpoints(), (NODE.into(), 30080, CLIENT.into(), 4000));
+    assert!(reply.checksums_are_right());
+}
+
+#[test]
+fn a_flow_stays_with_its_backend_when_the_set_changes() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    world.ingress(&mut syn()).unwrap();
+    node_port(&mut world, &[("10.244.1.6", true)], 0);
+    world.kill(LOCAL);
+    let mut data = Frame::tcp(CLIENT, 4000, NODE, 30080, TCP_ACK);
+    world.ingress(&mut data).unwrap();
+    assert_eq!(data.endpoints().2, LOCAL);
+    let mut again = syn();
+    world.ingress(&mut again).unwrap();
+    assert_eq!(again.endpoints().2, "10.244.1.6", "a new connection on the old flow chooses anew");
+}
+
+#[test]
+fn a_datagram_never_goes_to_a_backend_that_has_left() {
+    let mut world = World::default();
+    world.address(NODE, ADDRESS_NODE);
+    world.service(7, "0.0.0.0", 30080, UDP, FRONTEND_NODE_PORT, &[(LOCAL, true)]);
+    let mut frame = Frame::udp(CLIENT, 4000, NODE, 30080);
+    world.ingress(&mut frame).unwrap();
+    assert_eq!(frame.endpoints().2, LOCAL);
+    world.service(7, "0.0.0.0", 30080, UDP, FRONTEND_NODE_PORT, &[("10.244.1.6", true)]);
+    world.kill(LOCAL);
+    let mut frame = Frame::udp(CLIENT, 4000, NODE, 30080);
+    world.ingress(&mut frame).unwrap();
+    assert_eq!(frame.endpoints().2, "10.244.1.6");
+}
+
+#[test]
+fn a_closed_connections_port_may_be_used_again_at_once() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    world.ingress(&mut syn()).unwrap();
+    world.egress(&mut Frame::tcp(LOCAL, 9376, CLIENT, 4000, TCP_SYN | TCP_ACK)).unwrap();
+    world.ingress(&mut Frame::tcp(CLIENT, 4000, NODE, 30080, TCP_ACK | TCP_FIN)).unwrap();
+    world.egress(&mut Frame::tcp(LOCAL, 9376, CLIENT, 4000, TCP_ACK | TCP_FIN)).unwrap();
+    node_port(&mut world, &[("10.244.1.6", true)], 0);
+    let mut again = syn();
+    world.ingress(&mut again).unwrap();
+    assert_eq!(again.endpoints().2, "10.244.1.6");
+}
+
+#[test]
+fn two_frontends_never_share_a_reverse_entry() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    world.service(8, "0.0.0.0", 30081, TCP, FRONTEND_NODE_PORT, &[(LOCAL, true)]);
+    let mut first = syn();
+    let mut second = Frame::tcp(CLIENT, 4000, NODE, 30081, TCP_SYN);
+    world.ingress(&mut first).unwrap();
+    world.ingress(&mut second).unwrap();
+    let (_, first_port, ..) = first.endpoints();
+    let (_, second_port, ..) = second.endpoints();
+    assert_eq!(first_port, 4000);
+    assert_ne!(second_port, 4000);
+    for (port, frontend) in [(first_port, 30080), (second_port, 30081)] {
+        let mut reply = Frame::tcp(LOCAL, 9376, CLIENT, port, TCP_SYN | TCP_ACK);
+        world.egress(&mut reply).unwrap();
+        assert_eq!(reply.endpoints(), (NODE.into(), frontend, CLIENT.into(), 4000));
+    }
+}
+
+#[test]
+fn no_backend_is_a_reject_and_no_local_one_a_drop() {
+    let mut world = World::default();
+    node_port(&mut world, &[], 0);
+    assert_eq!(world.ingress(&mut syn()), Err(Reason::NoBackend));
+    node_port(&mut world, &[(REMOTE, false)], FRONTEND_EXTERNAL_LOCAL);
+    assert_eq!(world.ingress(&mut syn()), Err(Reason::NoLocalBackend));
+    node_port(&mut world, &[], FRONTEND_EXTERNAL_LOCAL);
+    assert_eq!(world.ingress(&mut syn()), Err(Reason::NoBackend));
+}
+
+#[test]
+fn an_unknown_port_of_a_cluster_ip_is_refused_and_of_the_node_is_the_nodes() {
+    let mut world = World::default();
+    world.address(VIP, ADDRESS_CLUSTER_IP);
+    world.address(NODE, ADDRESS_NODE);
+    assert_eq!(world.ingress(&mut Frame::tcp(CLIENT, 4000, VIP, 81, TCP_SYN)), Err(Reason::UnknownPort));
+    assert_eq!(world.ingress(&mut Frame::tcp(CLIENT, 4000, NODE, 81, TCP_SYN)), Err(Reason::NotService));
+}
+
+#[test]
+fn headers_cut_short_anywhere_are_left_alone() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    for length in 0..54 {
+        let mut frame = syn();
+        frame.bytes.truncate(length);
+        let before = frame.clone();
+        assert_eq!(world.ingress(&mut frame), Err(Reason::Truncated), "{length}");
+        assert_eq!(frame, before, "{length}");
+    }
+}
+
+#[test]
+fn no_checksum_stays_none() {
+    let mut world = World::default();
+    world.address(NODE, ADDRESS_NODE);
+    world.service(7, "0.0.0.0", 30080, UDP, FRONTEND_NODE_PORT, &[(LOCAL, true)]);
+    let mut frame = Frame::udp(CLIENT, 4000, NODE, 30080);
+    frame.bytes[40..42].fill(0);
+    world.ingress(&mut frame).unwrap();
+    assert_eq!(frame.bytes[40..42], [0, 0]);
+}
+
+#[test]
+fn a_packet_at_the_end_of_its_hops_goes_no_further() {
+    let mut world = World::default();
+    node_port(&mut world, &[(REMOTE, false)], 0);
+    let mut frame = syn();
+    frame.set_hop_limit(1);
+    let before = frame.clone();
+    assert_eq!(world.ingress(&mut frame), Err(Reason::HopLimit));
+    assert_eq!(frame, before);
+}
