@@ -18,7 +18,8 @@ use crate::dataplane::State;
 use crate::dataplane::dump::address_and_port;
 use crate::object::Protocol;
 use crate::plan::PortName;
-use map::{Link, Map, Plain};
+use crate::sys::Plain;
+use map::{Link, Map};
 
 /// The directories of the pins, in the order in which they are taken away: nothing runs without its maps.
 pub const DIRECTORIES: [&str; 3] = ["links", "programs", "maps"];
@@ -144,7 +145,8 @@ impl Pins {
     /// # Errors
     /// Where the counters cannot be read.
     pub fn counters(&self) -> anyhow::Result<Vec<(Reason, Counter)>> {
-        let cpus = map::possible_cpus().context("cannot tell how many CPUs there are")?;
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(path, error)| anyhow::Error::new(error).context(format!("cannot read {path}")))?;
         let counters = self.map(pin::COUNTERS)?;
         let read = |reason: &Reason| {
             let of_cpus: Vec<Counter> = counters.lookup_per_cpu(*reason as u32, cpus)?;

@@ -35,7 +35,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Keep this node's Services served.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// List the addresses that Services answer under.
     Services(services::Args),
     /// List the backends that Services have.
@@ -59,7 +59,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         self.start_log();
         let result = match self.command {
-            Command::Run(args) => run::run(args),
+            Command::Run(args) => run::run(*args),
             Command::Services(args) => services::run(&args),
             Command::Backends(args) => backends::run(&args),
             Command::Flows(args) => flows::run(&args),
