@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use serde::Serialize;
 use svc_common::flow::{self, Snapshot};
 use svc_common::map::{
-    ADDRESS_NODE, AddressFlags, Backend, BackendSlot, Counter, Frontend, FrontendKey, SocketKey, SocketPeer, Uplink,
-    pin,
+    ADDRESS_NODE, AddressFlags, Backend, BackendSlot, Counter, Frontend, FrontendKey, ServiceName, SocketKey,
+    SocketPeer, Uplink, pin,
 };
 use svc_common::{Addr, Reason};
 
@@ -18,7 +18,8 @@ use crate::dataplane::State;
 use crate::dataplane::dump::address_and_port;
 use crate::object::Protocol;
 use crate::plan::PortName;
-use map::{Link, Map, Plain};
+use crate::sys::Plain;
+use map::{Link, Map};
 
 /// The directories of the pins, in the order in which they are taken away: nothing runs without its maps.
 pub const DIRECTORIES: [&str; 3] = ["links", "programs", "maps"];
@@ -104,12 +105,16 @@ impl Pins {
     /// # Errors
     /// Where a map cannot be read.
     pub fn state(&self) -> anyhow::Result<State> {
+        let services: BTreeMap<u32, ServiceName> = self.entries(pin::SERVICES)?.into_iter().collect();
+        let mut sets = self.sets()?;
+        // What was once a set stays an empty one.
+        sets.retain(|set, slots| !slots.is_empty() || services.contains_key(&(set / 2)));
         Ok(State {
             frontends: self.entries::<FrontendKey, Frontend>(pin::FRONTENDS)?.into_iter().collect(),
-            sets: self.sets()?,
+            sets,
             backends: self.backends()?.into_iter().collect(),
             addresses: self.entries::<Addr, AddressFlags>(pin::ADDRESSES)?.into_iter().collect(),
-            services: self.entries(pin::SERVICES)?.into_iter().collect(),
+            services,
         })
     }
 
@@ -144,7 +149,8 @@ impl Pins {
     /// # Errors
     /// Where the counters cannot be read.
     pub fn counters(&self) -> anyhow::Result<Vec<(Reason, Counter)>> {
-        let cpus = map::possible_cpus().context("cannot tell how many CPUs there are")?;
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(path, error)| anyhow::Error::new(error).context(format!("cannot read {path}")))?;
         let counters = self.map(pin::COUNTERS)?;
         let read = |reason: &Reason| {
             let of_cpus: Vec<Counter> = counters.lookup_per_cpu(*reason as u32, cpus)?;
@@ -161,16 +167,16 @@ impl Pins {
     ///
     /// # Errors
     /// Where a map cannot be read.
-    pub fn sizes(&self) -> anyhow::Result<Vec<Size>> {
+    pub fn sizes(&self, state: &State) -> anyhow::Result<Vec<Size>> {
         let size = |map: &'static str, entries: usize| -> anyhow::Result<Size> {
             Ok(Size { map, entries, max_entries: self.map(map)?.max_entries as usize })
         };
         Ok(vec![
-            size(pin::FRONTENDS, self.entries::<FrontendKey, Frontend>(pin::FRONTENDS)?.len())?,
-            size(pin::SERVICES, self.entries::<u32, svc_common::map::ServiceName>(pin::SERVICES)?.len())?,
-            size(pin::BACKEND_SETS, self.entries::<u32, u32>(pin::BACKEND_SETS)?.len())?,
-            size(pin::BACKENDS, self.backends()?.iter().filter(|(_, backend)| backend.live != 0).count())?,
-            size(pin::ADDRESSES, self.entries::<Addr, AddressFlags>(pin::ADDRESSES)?.len())?,
+            size(pin::FRONTENDS, state.frontends.len())?,
+            size(pin::SERVICES, state.services.len())?,
+            size(pin::BACKEND_SETS, state.sets.len())?,
+            size(pin::BACKENDS, state.backends.values().filter(|backend| backend.live != 0).count())?,
+            size(pin::ADDRESSES, state.addresses.len())?,
             size(pin::UPLINKS, self.entries::<u32, Uplink>(pin::UPLINKS)?.len())?,
             size(pin::SOCKETS, self.entries::<SocketKey, SocketPeer>(pin::SOCKETS)?.len())?,
         ])

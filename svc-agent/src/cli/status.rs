@@ -70,14 +70,9 @@ impl Row for Count {
 /// Where the pins cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let pins = Pins::open(&args.inspect.bpffs)?;
-    let report = Report::new(
-        pins.directory(),
-        &pins.state()?,
-        pins.flow_table()?,
-        pins.hooks()?,
-        pins.sizes()?,
-        &pins.counters()?,
-    );
+    let state = pins.state()?;
+    let (hooks, sizes) = (pins.hooks()?, pins.sizes(&state)?);
+    let report = Report::new(pins.directory(), &state, pins.flow_table()?, hooks, sizes, &pins.counters()?);
     match args.inspect.output {
         Format::Table => print::text(&report.text()),
         format => print::data(format, &report),

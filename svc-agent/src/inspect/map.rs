@@ -1,69 +1,25 @@
-//! What is pinned, opened to be read: the few commands of bpf(2) that inspection needs.
-use std::ffi::CString;
-use std::fs::File;
+//! What is pinned, opened to be read. Hash maps are read by batches, which a map that changes meanwhile cannot lead in
+//! circles, as it can a walk from key to key.
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
 
-use svc_common::Addr;
-use svc_common::map::{
-    Backend, BackendSlot, Config, Counter, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, Uplink,
-};
+use crate::sys::{self, Plain};
 
-const MAP_LOOKUP_ELEM: libc::c_int = 1;
-const OBJ_GET: libc::c_int = 7;
-const MAP_GET_FD_BY_ID: libc::c_int = 14;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
-const READ_ONLY: u32 = 1 << 3;
 /// Entries a system call.
 const BATCH: usize = 1024;
-
-/// # Safety
-/// Any bytes are a value, and there is no padding.
-pub unsafe trait Plain: Copy {}
-
-macro_rules! plain {
-    ($($type:ty),+ $(,)?) => {
-        // SAFETY: integers, and structures of them whose padding is spelled out.
-        $(unsafe impl Plain for $type {})+
-    };
-}
-plain!(u32, Addr, Backend, BackendSlot, Config, Counter, Frontend, FrontendKey, ServiceName, SocketKey);
-plain!(SocketPeer, Uplink);
+const LINK_TYPE_CGROUP: u32 = 3;
 
 /// Each command's part of `union bpf_attr`.
 mod attr {
-    #[repr(C)]
-    pub(super) struct Get {
-        pub(super) path: u64,
-        pub(super) bpf_fd: u32,
-        pub(super) flags: u32,
-    }
-
-    #[repr(C)]
-    pub(super) struct ById {
-        pub(super) id: u32,
-        pub(super) next: u32,
-        pub(super) flags: u32,
-    }
-
     #[repr(C)]
     pub(super) struct Info {
         pub(super) fd: u32,
         pub(super) len: u32,
         pub(super) info: u64,
-    }
-
-    #[repr(C)]
-    pub(super) struct Lookup {
-        pub(super) fd: u32,
-        pub(super) pad: u32,
-        pub(super) key: u64,
-        pub(super) value: u64,
-        pub(super) flags: u64,
     }
 
     #[repr(C)]
@@ -81,27 +37,10 @@ mod attr {
 
 /// # Safety
 /// `attr` is the command's, and its addresses are valid for what the command reads and writes there.
-unsafe fn bpf<A>(command: libc::c_int, attr: &mut A) -> io::Result<i32> {
+unsafe fn bpf<A>(command: libc::c_int, attr: &mut A) -> io::Result<()> {
     // SAFETY: the caller's.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<A>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
-}
-
-fn open_pin(path: &Path, flags: u32) -> io::Result<OwnedFd> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = attr::Get { path: path.as_ptr() as u64, bpf_fd: 0, flags };
-    // SAFETY: the path lives until the call has returned, and a successful one gives a descriptor of our own.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(OBJ_GET, &mut attr)?)) }
-}
-
-/// The beginning of the object's info; zeros where the kernel has less to say.
-fn info<const N: usize>(fd: &OwnedFd) -> io::Result<[u32; N]> {
-    let mut info = [0u32; N];
-    let mut attr =
-        attr::Info { fd: fd.as_raw_fd() as u32, len: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
-    // SAFETY: the kernel writes at most `len` bytes.
-    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr)? };
-    Ok(info)
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A pinned link, as the kernel knows it.
@@ -117,13 +56,17 @@ impl Link {
     /// # Errors
     /// Where the pin is none of a link, or may not be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
+        let link = sys::open_pin(path)?;
         // type, id, prog_id, padding; then the cgroup's id in 64 bits, or the interface's index in 32.
-        let info = info::<6>(&open_pin(path, 0)?)?;
-        Ok(Link { id: info[1], program: info[2], attached: info[4] != 0 || info[0] == TYPE_CGROUP && info[5] != 0 })
+        let mut info = [0u32; 6];
+        let (len, address) = (size_of_val(&info) as u32, info.as_mut_ptr() as u64);
+        let mut attr = attr::Info { fd: link.as_raw_fd() as u32, len, info: address };
+        // SAFETY: the kernel writes at most `len` bytes.
+        unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr)? };
+        let [kind, id, program, _, target, target_high] = info;
+        Ok(Link { id, program, attached: target != 0 || kind == LINK_TYPE_CGROUP && target_high != 0 })
     }
 }
-
-const TYPE_CGROUP: u32 = 3;
 
 #[derive(Debug)]
 pub struct Map {
@@ -137,7 +80,7 @@ impl Map {
     /// # Errors
     /// Where the pin is none of a map, or may not be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Map::new(open_pin(path, READ_ONLY)?)
+        Map::new(sys::open_pin(path)?)
     }
 
     /// For [`Map::pages`]: the kernel maps no memory of a map that was opened for reading only (bpf_map_mmap), not even to be
@@ -152,15 +95,13 @@ impl Map {
     /// # Errors
     /// Where no map has this id any more, or it may not be opened.
     pub fn by_id(id: u32) -> io::Result<Self> {
-        let mut attr = attr::ById { id, next: 0, flags: READ_ONLY };
-        // SAFETY: no addresses; a successful call gives a descriptor of our own.
-        Map::new(unsafe { OwnedFd::from_raw_fd(bpf(MAP_GET_FD_BY_ID, &mut attr)?) })
+        Map::new(sys::map_by_id(id)?)
     }
 
     fn new(fd: OwnedFd) -> io::Result<Self> {
-        // type, id, key_size, value_size, max_entries
-        let info = info::<5>(&fd)?;
-        Ok(Map { fd, key_size: info[2] as usize, value_size: info[3] as usize, max_entries: info[4] })
+        let info = sys::map_info(fd.as_fd())?;
+        let (key_size, value_size) = (info.key_size as usize, info.value_size as usize);
+        Ok(Map { fd, key_size, value_size, max_entries: info.max_entries })
     }
 
     /// A map of another version of the agent must not be read as one of this version.
@@ -224,10 +165,7 @@ impl Map {
     /// Where there is none, the kernel refuses, or the entry is of another size.
     pub fn lookup<V: Plain>(&self, key: u32) -> io::Result<V> {
         self.check(size_of::<u32>(), size_of::<V>())?;
-        let mut value = std::mem::MaybeUninit::<V>::uninit();
-        self.lookup_at(key, value.as_mut_ptr().cast())?;
-        // SAFETY: the kernel has written it, and any bytes are a value.
-        Ok(unsafe { value.assume_init() })
+        sys::lookup(self.fd.as_fd(), &key)
     }
 
     /// One entry of a per-CPU array, every CPU's.
@@ -237,23 +175,7 @@ impl Map {
     pub fn lookup_per_cpu<V: Plain>(&self, key: u32, cpus: usize) -> io::Result<Vec<V>> {
         self.check(size_of::<u32>(), size_of::<V>())?;
         assert!(size_of::<V>().is_multiple_of(8), "the kernel rounds a CPU's value up to 8 bytes");
-        let mut values: Vec<V> = Vec::with_capacity(cpus);
-        self.lookup_at(key, values.as_mut_ptr().cast())?;
-        // SAFETY: the kernel has written one value for each possible CPU.
-        unsafe { values.set_len(cpus) };
-        Ok(values)
-    }
-
-    fn lookup_at(&self, key: u32, value: *mut u8) -> io::Result<()> {
-        let mut attr = attr::Lookup {
-            fd: self.fd.as_raw_fd() as u32,
-            pad: 0,
-            key: &raw const key as u64,
-            value: value as u64,
-            flags: 0,
-        };
-        // SAFETY: the callers have checked the sizes of key and value and made room.
-        unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr).map(drop) }
+        sys::lookup_per_cpu(self.fd.as_fd(), &key, cpus)
     }
 
     /// An mmapable array's memory, which the kernel goes on writing.
@@ -292,41 +214,5 @@ impl<T> Drop for Pages<T> {
     fn drop(&mut self) {
         // SAFETY: our own mapping, of this size.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), self.len * size_of::<T>()) };
-    }
-}
-
-/// How many CPUs the kernel keeps per-CPU values for.
-///
-/// # Errors
-/// Where sysfs does not say.
-pub fn possible_cpus() -> io::Result<usize> {
-    let text = io::read_to_string(File::open("/sys/devices/system/cpu/possible")?)?;
-    count_cpus(&text).ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/possible says {text:?}")))
-}
-
-/// `0-3,8`: four and one.
-fn count_cpus(text: &str) -> Option<usize> {
-    text.trim()
-        .split(',')
-        .map(|range| {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1)
-        })
-        .sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::count_cpus;
-    use rstest::rstest;
-
-    #[rstest]
-    #[case("0\n", Some(1))]
-    #[case("0-3\n", Some(4))]
-    #[case("0-3,8,10-11", Some(7))]
-    #[case("", None)]
-    #[case("3-0", None)]
-    fn possible_cpus_are_ranges(#[case] text: &str, #[case] count: Option<usize>) {
-        assert_eq!(count_cpus(text), count);
     }
 }
