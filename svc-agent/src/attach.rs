@@ -16,7 +16,8 @@ use crate::dataplane::XdpMode;
 use crate::host;
 use crate::sys;
 
-const SOCKET_HOOKS: [&str; 8] =
+/// Names of the socket hooks, and of their pins.
+pub const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
 /// Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.

@@ -14,6 +14,7 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason};
 
+use crate::attach::SOCKET_HOOKS;
 use crate::dataplane::State;
 use crate::dataplane::dump::address_and_port;
 use crate::object::Protocol;
@@ -25,10 +26,6 @@ use map::{Link, Map};
 pub const DIRECTORIES: [&str; 3] = ["links", "programs", "maps"];
 const LINKS: &str = DIRECTORIES[0];
 const MAPS: &str = DIRECTORIES[2];
-
-/// Links that there always are; those of interfaces come with the interfaces.
-pub const SOCKET_HOOKS: [&str; 8] =
-    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
 /// One flow that the uplink's programs keep track of, as seen by its client.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -230,8 +227,7 @@ impl Pins {
 
     /// Returns how many cells there are, the free ones included.
     fn each_cell(&self, mut see: impl FnMut(Snapshot)) -> anyhow::Result<usize> {
-        let table = Map::open_mappable(&self.directory.join(MAPS).join(pin::FLOWS));
-        let pages = table.and_then(|table| table.pages::<flow::Set>()).with_context(|| unreadable(pin::FLOWS))?;
+        let pages = self.map(pin::FLOWS)?.pages::<flow::Set>().with_context(|| unreadable(pin::FLOWS))?;
         let mut cells = 0;
         for set in pages.iter() {
             let now = tick();

@@ -83,15 +83,6 @@ impl Map {
         Map::new(sys::open_pin(path)?)
     }
 
-    /// For [`Map::pages`]: the kernel maps no memory of a map that was opened for reading only (bpf_map_mmap), not even to be
-    /// read.
-    ///
-    /// # Errors
-    /// As [`Map::open`].
-    pub fn open_mappable(path: &Path) -> io::Result<Self> {
-        Map::new(open_pin(path, 0)?)
-    }
-
     /// # Errors
     /// Where no map has this id any more, or it may not be opened.
     pub fn by_id(id: u32) -> io::Result<Self> {
