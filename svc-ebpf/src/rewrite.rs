@@ -18,7 +18,8 @@ pub struct Endpoints {
 
 /// # Errors
 /// [`Reason::Truncated`], [`Reason::HelperFailed`].
-#[inline(always)]
+// A function of its own in the kernel, whose stack is short.
+#[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn rewrite<P: Packet, F: Family>(packet: &mut P, from: &Headers, to: &Endpoints) -> Result<(), Reason> {
     let addresses = F::diff(F::diff(Diff::default(), from.src, to.src), from.dst, to.dst);
     let ports = Diff::default().word(from.sport, to.sport).word(from.dport, to.dport);
