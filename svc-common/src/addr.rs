@@ -41,6 +41,13 @@ impl Addr {
         }
     }
 
+    /// Stands for a client that is known by its network namespace (SO_NETNS_COOKIE) alone: an address that no packet has,
+    /// since 100::/64 is for discarding (RFC 6666).
+    #[inline(always)]
+    pub const fn of_netns(cookie: u64) -> Self {
+        Addr([0x0100_0000_u32.to_be(), 0, cookie as u32, (cookie >> 32) as u32])
+    }
+
     /// The wildcard of this address's family.
     #[inline(always)]
     pub const fn any(&self) -> Addr {

@@ -552,7 +552,8 @@ pub fn put<M: Memory>(memory: &M, entry: &Entry, now: u16, room: Room) -> Added 
             return Added::Full;
         }
         let cell = addr_of_mut!((*set).0[way as usize & (WAYS - 1)]);
-        if !take(cell, &raw const entry.0, entry.0.key.head, now) {
+        let old = head_of(cell);
+        if score_of(cell, old, now) < least || !take(cell, old, &raw const entry.0, entry.0.key.head, now) {
             return Added::Full;
         }
         if set == second {
@@ -611,14 +612,21 @@ unsafe fn victim(set: *mut Set, now: u16) -> (u32, u32) {
     let mut way = 0;
     while way < WAYS {
         // SAFETY: the caller's set is whole.
-        let (head, tail) = unsafe {
+        let score = unsafe {
             let cell = addr_of!((*set).0[way]);
-            (head_of(cell), read_volatile(addr_of!((*cell).tail)))
+            score_of(cell, head_of(cell), now)
         };
-        best = max(best, score(head, tail, now) << 2 | way as u32);
+        best = max(best, score << 2 | way as u32);
         way += 1;
     }
     (best & 3, best >> 2)
+}
+
+/// How well the cell, whose head is `head`, can be done without.
+#[inline(always)]
+unsafe fn score_of(cell: *const Cell, head: u64, now: u16) -> u32 {
+    // SAFETY: the caller's cell.
+    score(head, unsafe { read_volatile(addr_of!((*cell).tail)) }, now)
 }
 
 #[inline(always)]
@@ -674,10 +682,11 @@ unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> bool {
             let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
             let other = if set == first { second } else { first };
             if head & (LIVE | LOCKED) == LIVE && !other.is_null() && other != set {
-                let (room, score) = victim(other, now);
+                let (room, _) = victim(other, now);
                 let last = read_volatile(addr_of!((*cell).tail.last));
                 let target = addr_of_mut!((*other).0[room as usize & (WAYS - 1)]);
-                if score >= IDLE && take(target, cell, head, last) {
+                let old = head_of(target);
+                if score_of(target, old, now) >= IDLE && take(target, old, cell, head, last) {
                     if set == first {
                         fetch_or(addr_of_mut!((*set).0[0].key.head), OVERFLOWN);
                     }
@@ -691,17 +700,17 @@ unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> bool {
     false
 }
 
-/// Makes `cell` a copy of `from`, last used at `last`; false where another core was faster, at either cell. `head` is what
-/// `from`'s head was when it was looked at.
+/// Makes `cell` a copy of `from`, last used at `last`; false where another core was faster, at either cell. `old` and `head`
+/// are what the heads of `cell` and `from` were when they were looked at: a cell that was found dispensable may have been
+/// given to another flow since.
 ///
 /// # Safety
 /// `cell` belongs to a table that exists; `from` is an entry's, or belongs to the same table.
 #[inline(always)]
-unsafe fn take(cell: *mut Cell, from: *const Cell, head: u64, last: u16) -> bool {
+unsafe fn take(cell: *mut Cell, old: u64, from: *const Cell, head: u64, last: u16) -> bool {
     // SAFETY: the caller's cells; `cell` is ours alone between the two changes of its head.
     unsafe {
         let at = addr_of_mut!((*cell).key.head);
-        let old = read_volatile(at);
         let busy = (old & OVERFLOWN) | ((old & SEQUENCE_MASK).wrapping_add(SEQUENCE)) | LOCKED;
         if old & LOCKED != 0 || compare_exchange(at, old, busy) != old {
             return false;

@@ -14,6 +14,10 @@ pub mod pin {
     pub const FLOWS: &str = "flows";
     pub const SOCKETS: &str = "sockets";
     pub const COUNTERS: &str = "counters";
+    pub const SOURCE_RANGES: &str = "source_ranges";
+    pub const CIDRS: &str = "cidrs";
+    pub const AFFINITY: &str = "affinity";
+    pub const FRAGMENTS: &str = "fragments";
 }
 
 pub const TCP: u8 = 6;
@@ -65,6 +69,8 @@ pub const FRONTEND_LOAD_BALANCER: u32 = 3;
 pub const FRONTEND_INTERNAL_LOCAL: u32 = 1 << 2;
 /// Clients outside get local backends only (externalTrafficPolicy).
 pub const FRONTEND_EXTERNAL_LOCAL: u32 = 1 << 3;
+/// Only sources in `source_ranges` are served, whoever they are; all others are dropped (loadBalancerSourceRanges).
+pub const FRONTEND_SOURCE_RANGES: u32 = 1 << 4;
 
 /// A service port's backends for clients that may use any of them: a key of `backend_sets`.
 #[inline(always)]
@@ -79,7 +85,7 @@ pub const fn local_set(service: u32) -> u32 {
 }
 
 /// An entry of a backend set's inner array. Entry 0 is the header, of which only `id` means something: how many backends
-/// follow it. A set is swapped as a whole, so a reader sees the old one or the new one.
+/// follow it, in the order of their ids. A set is swapped as a whole, so a reader sees the old one or the new one.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct BackendSlot {
@@ -127,6 +133,87 @@ pub const ADDRESS_NODE: AddressFlags = 1;
 /// A ClusterIP: ports that no Service has are rejected, as kube-proxy does, so that nothing loops.
 pub const ADDRESS_CLUSTER_IP: AddressFlags = 2;
 
+/// `source_ranges`' key, of a longest-prefix-match trie: the sources that a frontend with [`FRONTEND_SOURCE_RANGES`]
+/// admits. The value is 1.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct SourceRangeKey {
+    /// In bits, `service`'s 32 included; an IPv4 prefix counts the 96 bits before it ([`Addr`]).
+    pub prefix_len: u32,
+    pub service: u32,
+    pub addr: Addr,
+}
+const _: () = assert!(size_of::<SourceRangeKey>() == 24);
+
+impl SourceRangeKey {
+    /// `len`: bits of the address, an IPv4 one being v4-mapped: 96 and more. 128 for a look-up.
+    #[inline(always)]
+    pub const fn new(service: u32, addr: Addr, len: u32) -> Self {
+        SourceRangeKey { prefix_len: 32 + len, service, addr }
+    }
+}
+
+/// `cidrs`' key, of a longest-prefix-match trie.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct CidrKey {
+    /// In bits; an IPv4 prefix counts the 96 bits before it ([`Addr`]). 128 for a look-up.
+    pub prefix_len: u32,
+    pub addr: Addr,
+}
+const _: () = assert!(size_of::<CidrKey>() == 20);
+
+/// `cidrs`' value: what an address in this range is, a bit set of `CIDR_*`. A range inside another has the other's bits too.
+pub type CidrFlags = u32;
+/// A pod, as kube-proxy's detectLocalMode tells one: its traffic is the cluster's own, wherever it comes in.
+pub const CIDR_PODS: CidrFlags = 1;
+/// A ClusterIP, or free to be one: what no Service has is dropped (ServiceCIDR, KEP-1880).
+pub const CIDR_SERVICES: CidrFlags = 2;
+
+/// `affinity`'s key: a client of a service port that has ClientIP session affinity.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct AffinityKey {
+    pub service: u32,
+    pub pad: u32,
+    /// Its address, or for a socket of this node [`Addr::of_netns`].
+    pub client: Addr,
+}
+const _: () = assert!(size_of::<AffinityKey>() == 24);
+
+/// `affinity`'s value.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Affinity {
+    /// The backend's id.
+    pub backend: u32,
+    /// Of its last new connection, in seconds of CLOCK_MONOTONIC.
+    pub last: u32,
+}
+const _: () = assert!(size_of::<Affinity>() == 8);
+
+/// `fragments`' key: an IP datagram that comes in pieces (RFC 791, RFC 8200 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FragmentKey {
+    pub src: Addr,
+    pub dst: Addr,
+    /// As it stands in the packet.
+    pub id: u32,
+    pub protocol: u8,
+    pub pad: [u8; 3],
+}
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+
+/// `fragments`' value: the ports, which only the first piece has, in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct FragmentPorts {
+    pub sport: u16,
+    pub dport: u16,
+}
+const _: () = assert!(size_of::<FragmentPorts>() == 4);
+
 /// `services`' value, by service id: names, padded with zeros, so that inspection works and a restarted agent keeps its ids.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -144,7 +231,7 @@ pub struct ServiceName {
 const _: () = assert!(size_of::<ServiceName>() == 196);
 
 /// `uplinks`' value, by interface index: the addresses that forwarded traffic takes as its source on this interface;
-/// the unspecified address where the interface has none of that family.
+/// the unspecified address where the interface has none of that family. Index 0 holds the node's own, for those.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Uplink {
@@ -166,8 +253,17 @@ pub struct Config {
     /// Source ports for forwarded traffic, first and last, host byte order; no socket of the node uses one of them.
     pub snat_first: u16,
     pub snat_last: u16,
+    /// `CONFIG_*`.
+    pub flags: u32,
+    /// The interface by which replies come back to the node's own connections that a socket hook did not see; 0: none.
+    pub uplink: u32,
 }
-const _: () = assert!(size_of::<Config>() == 24);
+const _: () = assert!(size_of::<Config>() == 32);
+
+/// Every connection to a ClusterIP takes an address of this node as its source (kube-proxy's masqueradeAll).
+pub const CONFIG_MASQUERADE_ALL: u32 = 1;
+/// `cidrs` tells which sources are pods: a ClusterIP's other clients are masqueraded.
+pub const CONFIG_DETECT_PODS: u32 = 1 << 1;
 
 /// `sockets`' key: what a socket hook must remember of a socket.
 #[repr(C)]
