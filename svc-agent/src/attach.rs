@@ -1,10 +1,11 @@
 //! Attaching the programs by pinned links. Where a link is there already, the program behind it is replaced and traffic
 //! sees no gap; nothing is ever detached here but what the settings no longer want.
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
@@ -20,20 +21,91 @@ use crate::sys;
 pub const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
-/// Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.
-///
 /// # Errors
 /// The program, the place and what the kernel said.
-pub fn all(ebpf: &mut Ebpf, links: &Path, cgroup: &File, uplinks: &[String], xdp: XdpMode) -> anyhow::Result<()> {
+pub fn uplinks(ebpf: &mut Ebpf, links: &Path, uplinks: &[String], xdp: XdpMode) -> anyhow::Result<()> {
     for uplink in uplinks {
         tcx(ebpf, links, uplink, "ingress", TcAttachType::Ingress)?;
         tcx(ebpf, links, uplink, "egress", TcAttachType::Egress)?;
         attach_xdp(ebpf, links, uplink, xdp)?;
     }
-    for hook in SOCKET_HOOKS {
-        socket_hook(ebpf, links, cgroup, hook)?;
-    }
     Ok(())
+}
+
+/// # Errors
+/// The program, the place and what the kernel said.
+pub fn sockets(ebpf: &mut Ebpf, links: &Path, cgroup: &File) -> anyhow::Result<()> {
+    SOCKET_HOOKS.iter().try_for_each(|hook| socket_hook(ebpf, links, cgroup, hook))
+}
+
+/// # Errors
+/// Where a pin cannot be removed.
+pub fn no_sockets(links: &Path) -> anyhow::Result<()> {
+    SOCKET_HOOKS.iter().try_for_each(|hook| remove_pin(&links.join(hook)))
+}
+
+/// The programs of pods' interfaces, to be attached as those come.
+pub struct PodPrograms {
+    ebpf: Ebpf,
+    links: PathBuf,
+}
+
+/// The two directions of a pod's interface, each a program and the beginning of its links' pins.
+const POD_DIRECTIONS: [(&str, TcAttachType); 2] =
+    [("pod_ingress", TcAttachType::Ingress), ("pod_egress", TcAttachType::Egress)];
+
+impl PodPrograms {
+    /// # Errors
+    /// Where the kernel does not take a program.
+    pub fn load(mut ebpf: Ebpf, links: PathBuf) -> anyhow::Result<Self> {
+        for (direction, _) in POD_DIRECTIONS {
+            classifier(&mut ebpf, direction)?;
+        }
+        Ok(PodPrograms { ebpf, links })
+    }
+
+    /// # Errors
+    /// The program, the place and what the kernel said.
+    pub fn attach(&mut self, interface: &str) -> anyhow::Result<()> {
+        POD_DIRECTIONS
+            .iter()
+            .try_for_each(|(direction, kind)| tcx(&mut self.ebpf, &self.links, interface, direction, *kind))
+    }
+
+    /// Removes the links of interfaces that are not among these.
+    ///
+    /// # Errors
+    /// Where the directory of the links cannot be read, or a pin not be removed.
+    pub fn forget_all_but(&self, interfaces: &BTreeSet<&str>) -> anyhow::Result<()> {
+        let kept: BTreeSet<String> = POD_DIRECTIONS
+            .iter()
+            .flat_map(|(direction, _)| interfaces.iter().map(move |interface| pin_name(direction, interface)))
+            .collect();
+        let directory = std::fs::read_dir(&self.links).with_context(|| format!("reading {}", self.links.display()))?;
+        for entry in directory {
+            let name = entry.with_context(|| format!("reading {}", self.links.display()))?.file_name();
+            let name = name.to_string_lossy();
+            let pods = POD_DIRECTIONS.iter().any(|(direction, _)| name.starts_with(&format!("{direction}-")));
+            if pods && !kept.contains(&*name) {
+                remove_pin(&self.links.join(&*name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A name on bpffs has no dot; an interface's name, which may, has no colon.
+fn pin_name(hook: &str, interface: &str) -> String {
+    format!("{hook}-{}", interface.replace('.', ":"))
+}
+
+fn remove_pin(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing the link {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// True where the link pinned at `path` runs `program` now. A link whose interface or cgroup has gone is removed.
@@ -73,25 +145,31 @@ fn socket_hook(ebpf: &mut Ebpf, links: &Path, cgroup: &File, hook: &str) -> anyh
 }
 
 fn tcx(ebpf: &mut Ebpf, links: &Path, uplink: &str, direction: &str, kind: TcAttachType) -> anyhow::Result<()> {
+    let program = classifier(ebpf, direction)?;
+    let path = links.join(pin_name(direction, uplink));
+    if take_over(&path, program.fd()?.as_fd())? {
+        return Ok(());
+    }
+    let id = program
+        .attach_with_options(uplink, kind, TcAttachOptions::TcxOrder(LinkOrder::default()))
+        .with_context(|| format!("attaching svc_{direction} to {uplink}"))?;
+    let link: SchedClassifierLink = program.take_link(id)?;
+    pin(link.try_into()?, &path)
+}
+
+/// The loaded program.
+fn classifier<'a>(ebpf: &'a mut Ebpf, direction: &str) -> anyhow::Result<&'a mut SchedClassifier> {
     let name = format!("svc_{direction}");
     let program: &mut SchedClassifier =
         ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?;
     if program.fd().is_err() {
         program.load().with_context(|| format!("loading {name}"))?;
     }
-    let path = links.join(format!("{direction}-{uplink}"));
-    if take_over(&path, program.fd()?.as_fd())? {
-        return Ok(());
-    }
-    let id = program
-        .attach_with_options(uplink, kind, TcAttachOptions::TcxOrder(LinkOrder::default()))
-        .with_context(|| format!("attaching {name} to {uplink}"))?;
-    let link: SchedClassifierLink = program.take_link(id)?;
-    pin(link.try_into()?, &path)
+    Ok(program)
 }
 
 fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> anyhow::Result<()> {
-    let path = links.join(format!("xdp-{uplink}"));
+    let path = links.join(pin_name("xdp", uplink));
     let wanted = match mode {
         XdpMode::Off => None,
         XdpMode::Generic => Some(AyaXdpMode::Skb),
@@ -99,14 +177,7 @@ fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> any
         // A virtual interface pays more for native XDP than it gains (design figures in docs/architecture.md).
         XdpMode::Auto => host::is_hardware(uplink).then_some(AyaXdpMode::Driver),
     };
-    let Some(wanted) = wanted else {
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                bail!("removing the link {}: {error}", path.display())
-            }
-            _ => return Ok(()),
-        }
-    };
+    let Some(wanted) = wanted else { return remove_pin(&path) };
     let name = "svc_xdp";
     let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
     if program.fd().is_err() {

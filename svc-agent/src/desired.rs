@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use svc_common::Addr;
 use svc_common::map::{
-    ADDRESS_CLUSTER_IP, ADDRESS_NODE, BACKEND_LOCAL, Backend, BackendSlot, FRONTEND_CLUSTER_IP, FRONTEND_KIND,
-    Frontend, FrontendKey, cluster_set, local_set,
+    ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, AddressFlags, BACKEND_LOCAL, Backend,
+    BackendSlot, FRONTEND_CLUSTER_IP, FRONTEND_KIND, FRONTEND_NODE_PORT, Frontend, FrontendKey, cluster_set, local_set,
 };
 
 use crate::dataplane::State;
@@ -33,9 +33,12 @@ pub struct Desired {
     placed: BTreeMap<ObjectName, Placed>,
     /// Who claims a frontend that more than one Service claims.
     contested: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
-    /// How many Services have this ClusterIP.
-    cluster_ips: BTreeMap<Addr, u32>,
+    /// How many Services have this address, as a ClusterIP or as an external one.
+    service_addresses: BTreeMap<(Addr, AddressFlags), u32>,
+    /// Where NodePorts answer.
     node_addresses: BTreeSet<Addr>,
+    /// All that this node has.
+    local_addresses: BTreeSet<Addr>,
     /// Services that did not get all the ids they need.
     starved: BTreeSet<ObjectName>,
     live_backends: usize,
@@ -47,7 +50,7 @@ struct Placed {
     created: i64,
     ports: Vec<(u32, PortName)>,
     frontends: Vec<(FrontendKey, Frontend)>,
-    cluster_ips: Vec<Addr>,
+    addresses: BTreeSet<(Addr, AddressFlags)>,
 }
 
 impl Desired {
@@ -67,8 +70,9 @@ impl Desired {
             touched: Touched::default(),
             placed: BTreeMap::new(),
             contested: BTreeMap::new(),
-            cluster_ips: BTreeMap::new(),
+            service_addresses: BTreeMap::new(),
             node_addresses: BTreeSet::new(),
+            local_addresses: BTreeSet::new(),
             starved: BTreeSet::new(),
             live_backends: 0,
         }
@@ -120,33 +124,37 @@ impl Desired {
         let old_backends = self.backends_of(&old);
         self.starved.remove(service);
 
-        let mut new = Placed { created: plan.created, cluster_ips: plan.cluster_ips.clone(), ..Placed::default() };
+        let mut new = Placed { created: plan.created, ..Placed::default() };
         for port in &plan.ports {
             self.place_port(port, &mut new, &mut warnings);
         }
+        let external = new.frontends.iter().filter(|(_, frontend)| is_external(frontend)).map(|(key, _)| key.addr);
+        let external: BTreeSet<_> = external.map(|addr| (addr, ADDRESS_EXTERNAL)).collect();
+        new.addresses.extend(external);
+        new.addresses.extend(plan.cluster_ips.iter().map(|addr| (*addr, ADDRESS_CLUSTER_IP)));
         if !warnings.is_empty() {
             self.starved.insert(service.clone());
         }
 
-        for addr in &new.cluster_ips {
-            *self.cluster_ips.entry(*addr).or_default() += 1;
-            self.set_address(*addr);
+        for address in &new.addresses {
+            *self.service_addresses.entry(*address).or_default() += 1;
+            self.set_address(address.0);
         }
-        for addr in &old.cluster_ips {
-            if let Some(count) = self.cluster_ips.get_mut(addr) {
+        for address in &old.addresses {
+            if let Some(count) = self.service_addresses.get_mut(address) {
                 *count -= 1;
                 if *count == 0 {
-                    self.cluster_ips.remove(addr);
+                    self.service_addresses.remove(address);
                 }
             }
-            self.set_address(*addr);
+            self.set_address(address.0);
         }
 
         let keys: BTreeSet<FrontendKey> = old.frontends.iter().chain(&new.frontends).map(|(key, _)| *key).collect();
         let claimed: BTreeSet<FrontendKey> = new.frontends.iter().map(|(key, _)| *key).collect();
         let owners: Vec<(FrontendKey, Option<ObjectName>)> =
             keys.into_iter().map(|key| (key, self.owner(&key))).collect();
-        if !new.ports.is_empty() || !new.cluster_ips.is_empty() {
+        if !new.ports.is_empty() || !new.addresses.is_empty() {
             self.placed.insert(service.clone(), new);
         }
         for (key, owner) in owners {
@@ -207,14 +215,12 @@ impl Desired {
             );
         }
         let slots = |targets: &[Target]| -> Vec<BackendSlot> {
-            targets
-                .iter()
-                .filter_map(|target| {
-                    let flags = if target.local { BACKEND_LOCAL } else { 0 };
-                    let id = *ids.get(&(target.addr, target.port))?;
-                    Some(BackendSlot { addr: target.addr, port: target.port, flags, id })
-                })
-                .collect()
+            let slots = targets.iter().filter_map(|target| {
+                let flags = if target.local { BACKEND_LOCAL } else { 0 };
+                let id = *ids.get(&(target.addr, target.port))?;
+                Some((id, BackendSlot { addr: target.addr, port: target.port, flags, id }))
+            });
+            slots.collect::<BTreeMap<_, _>>().into_values().collect()
         };
         self.set_set(cluster_set(id), Some(slots(&port.cluster)));
         self.set_set(local_set(id), port.local.as_deref().map(slots));
@@ -227,19 +233,24 @@ impl Desired {
         }));
     }
 
-    /// NodePorts answer on these addresses.
-    pub fn set_node_addresses(&mut self, addresses: BTreeSet<Addr>) {
-        let old = std::mem::replace(&mut self.node_addresses, addresses);
-        let either: BTreeSet<Addr> = old.union(&self.node_addresses).copied().collect();
-        for addr in either {
+    /// NodePorts answer on `node_ports` of the node's addresses, which are `local`.
+    pub fn set_node_addresses(&mut self, node_ports: BTreeSet<Addr>, local: BTreeSet<Addr>) {
+        let mut touched = std::mem::replace(&mut self.node_addresses, node_ports);
+        touched.append(&mut std::mem::replace(&mut self.local_addresses, local));
+        touched.extend(self.node_addresses.union(&self.local_addresses));
+        for addr in touched {
             self.set_address(addr);
         }
     }
 
     fn set_address(&mut self, addr: Addr) {
-        let cluster_ip = if self.cluster_ips.contains_key(&addr) { ADDRESS_CLUSTER_IP } else { 0 };
-        let node = if self.node_addresses.contains(&addr) { ADDRESS_NODE } else { 0 };
-        match cluster_ip | node {
+        let flag = |is: bool, flag: AddressFlags| if is { flag } else { 0 };
+        let service = |kind: AddressFlags| flag(self.service_addresses.contains_key(&(addr, kind)), kind);
+        let flags = service(ADDRESS_CLUSTER_IP)
+            | service(ADDRESS_EXTERNAL)
+            | flag(self.node_addresses.contains(&addr), ADDRESS_NODE)
+            | flag(self.local_addresses.contains(&addr), ADDRESS_LOCAL);
+        match flags {
             0 => self.state.addresses.remove(&addr),
             flags => self.state.addresses.insert(addr, flags),
         };
@@ -307,6 +318,11 @@ impl Desired {
         self.state.frontends.insert(key, frontend);
         (claims && name != *service).then_some(name)
     }
+}
+
+/// Has an address of its own that is no ClusterIP.
+fn is_external(frontend: &Frontend) -> bool {
+    !matches!(frontend.flags & FRONTEND_KIND, FRONTEND_CLUSTER_IP | FRONTEND_NODE_PORT)
 }
 
 fn backend_key(backend: &Backend) -> BackendKey {

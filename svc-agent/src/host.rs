@@ -155,6 +155,12 @@ fn default_route_interfaces() -> Vec<String> {
     v4.chain(v6).collect()
 }
 
+/// # Errors
+/// Where there is no such interface.
+pub fn interface_index(name: &str) -> anyhow::Result<u32> {
+    nix::net::if_::if_nametoindex(name).with_context(|| format!("the interface {name}"))
+}
+
 /// The source addresses that forwarded traffic takes, by interface index: each interface's first global ones.
 ///
 /// # Errors
@@ -173,8 +179,7 @@ pub fn interface_addresses() -> anyhow::Result<BTreeMap<u32, Uplink>> {
         if ip.is_loopback() || matches!(ip, IpAddr::V6(v6) if is_link_local(v6)) {
             continue;
         }
-        let index = nix::net::if_::if_nametoindex(entry.interface_name.as_str())
-            .with_context(|| format!("the interface {}", entry.interface_name))?;
+        let index = interface_index(&entry.interface_name)?;
         let uplink = interfaces.entry(index).or_insert(Uplink { v4: Addr::ANY_V4, v6: Addr::ANY_V6 });
         let place = if ip.is_ipv4() { &mut uplink.v4 } else { &mut uplink.v6 };
         if *place == place.any() {

@@ -16,6 +16,7 @@ pub mod inspect;
 pub mod metrics;
 pub mod object;
 pub mod plan;
+pub mod pods;
 pub mod reconcile;
 pub mod serve;
 pub mod source;

@@ -111,7 +111,8 @@ impl<D: Dataplane> Reconciler<D> {
         if changes.node {
             let addresses = node_addresses(self.store.addresses(), self.store.node(), &self.config.nodeport_addresses);
             info!(addresses = %list(&addresses), "node ports answer on");
-            desired.set_node_addresses(addresses);
+            let local = self.store.addresses().iter().map(|address| Addr::from(*address)).collect();
+            desired.set_node_addresses(addresses, local);
         }
         changes.services.extend(desired.take_starved());
         let zone = self.store.node().and_then(|node| node.zone.as_deref());

@@ -74,6 +74,9 @@ pub const FIN_CLIENT: u8 = 1 << 2;
 pub const FIN_BACKEND: u8 = 1 << 3;
 pub const RESET: u8 = 1 << 4;
 const STATE_BITS: u32 = 5;
+/// Not of the flow's life: the client is reached through this node's stack, so that replies take the frontend's address
+/// where they come in.
+pub const TO_STACK: u8 = 1 << 7;
 const STATE_MASK: u8 = (1 << STATE_BITS) - 1;
 
 /// What the state bits amount to.
@@ -223,6 +226,12 @@ impl Hit {
         (self.flags as u64) << PROTOCOL_SHIFT & REVERSE != 0
     }
 
+    /// See [`TO_STACK`].
+    #[inline(always)]
+    pub const fn is_to_stack(&self) -> bool {
+        self.state & TO_STACK != 0
+    }
+
     /// The flow's source address is this node's on the way to the backend.
     #[inline(always)]
     pub const fn is_masqueraded(&self) -> bool {
@@ -246,6 +255,13 @@ impl Entry {
     #[inline(always)]
     pub const fn forward(key: Key, to: Addr, port: u16, source_port: u16, masquerade: bool, backend: u32) -> Self {
         Entry::new(key, if masquerade { MASQUERADE } else { 0 }, to.pairs(), port, source_port, backend, 0)
+    }
+
+    /// The same entry with these state bits.
+    #[inline(always)]
+    pub const fn with_state(mut self, state: u8) -> Self {
+        self.0.tail.state = state;
+        self
     }
 
     /// Backend to client.
@@ -300,6 +316,23 @@ pub trait Memory {
         Self: Sized,
     {
         put(self, entry, now, room)
+    }
+
+    /// As [`count`].
+    fn count(&self, key: &Key) -> u32
+    where
+        Self: Sized,
+    {
+        count(self, key)
+    }
+
+    /// As [`victim`].
+    ///
+    /// # Safety
+    /// `set` is a whole set of this table.
+    unsafe fn victim(&self, set: *const Set, now: u16) -> u32 {
+        // SAFETY: the caller's set.
+        unsafe { victim(set, now) }
     }
 
     /// As [`make_room`].
@@ -377,7 +410,8 @@ unsafe fn find_in(set: *mut Set, key: &Key, hit: &mut Hit) -> *mut Cell {
         unsafe {
             let cell = addr_of_mut!((*set).0[way]);
             let head = head_of(cell);
-            if is_at(cell, key) {
+            // Most cells differ in their first word.
+            if head & (KEY | LIVE | LOCKED) == key.head & KEY | LIVE && difference(cell, key) == 0 {
                 let copy = read_volatile(cell);
                 if (head ^ head_of(cell)) & !OVERFLOWN == 0 {
                     *hit = decode(&copy);
@@ -414,19 +448,29 @@ unsafe fn write_pair(pair: *mut [u64; 2], value: [u64; 2]) {
     }
 }
 
-/// Whether the cell is the key's, and whole.
+/// 0 where the cell is the key's, and whole.
 #[inline(always)]
-unsafe fn is_at(cell: *const Cell, key: &Key) -> bool {
+unsafe fn difference(cell: *const Cell, key: &Key) -> u64 {
     // SAFETY: the caller's cell.
     unsafe {
-        if head_of(cell) & (KEY | LIVE | LOCKED) != key.head & KEY | LIVE {
-            return false;
-        }
         let src = read_pair(addr_of!((*cell).key.src));
         let dst = read_pair(addr_of!((*cell).key.dst));
+        let head = (head_of(cell) & (KEY | LIVE | LOCKED)) ^ (key.head & KEY | LIVE);
         let mask = key.dst_mask();
-        (src[0] ^ key.src[0]) | (src[1] ^ key.src[1]) | ((dst[0] ^ key.dst[0]) | (dst[1] ^ key.dst[1])) & mask == 0
+        head | (src[0] ^ key.src[0]) | (src[1] ^ key.src[1]) | ((dst[0] ^ key.dst[0]) | (dst[1] ^ key.dst[1])) & mask
     }
+}
+
+/// How many cells are the key's. Where both its choices are the same set, each of that set's cells counts twice.
+#[inline(always)]
+pub fn count<M: Memory>(memory: &M, key: &Key) -> u32 {
+    let hash = key.hash(memory.seed());
+    let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
+    if first.is_null() || second.is_null() {
+        return 0;
+    }
+    // SAFETY: two whole sets of `memory`.
+    unsafe { count_in(first, key) + count_in(second, key) }
 }
 
 /// How many cells of the set are the key's.
@@ -436,7 +480,7 @@ unsafe fn count_in(set: *const Set, key: &Key) -> u32 {
     let mut way = 0;
     while way < WAYS {
         // SAFETY: the caller's set is whole.
-        found += unsafe { is_at(addr_of!((*set).0[way]), key) } as u32;
+        found += is_zero(unsafe { difference(addr_of!((*set).0[way]), key) });
         way += 1;
     }
     found
@@ -535,23 +579,19 @@ pub fn put<M: Memory>(memory: &M, entry: &Entry, now: u16, room: Room) -> Added 
     }
     // SAFETY: `set` gives null or a whole set.
     unsafe {
-        if count_in(first, key) + count_in(second, key) > 0 {
+        if memory.count(key) > 0 {
             return Added::Exists;
         }
-        let (mut way, mut score) = victim(first, now);
+        let mut best = memory.victim(first, now);
         let mut set = first;
-        if score < IDLE {
-            let (other, better) = victim(second, now);
-            if better > score {
-                way = other;
-                score = better;
+        if best >> WAY_BITS < IDLE {
+            let better = memory.victim(second, now);
+            if better >> WAY_BITS > best >> WAY_BITS {
+                best = better;
                 set = second;
             }
         }
-        if score < least {
-            return Added::Full;
-        }
-        let cell = addr_of_mut!((*set).0[way as usize & (WAYS - 1)]);
+        let cell = addr_of_mut!((*set).0[best as usize & (WAYS - 1)]);
         let old = head_of(cell);
         if score_of(cell, old, now) < least || !take(cell, old, &raw const entry.0, entry.0.key.head, now) {
             return Added::Full;
@@ -559,9 +599,8 @@ pub fn put<M: Memory>(memory: &M, entry: &Entry, now: u16, room: Room) -> Added 
         if set == second {
             fetch_or(addr_of_mut!((*first).0[0].key.head), OVERFLOWN);
         }
-        // Another core may have added the same key meanwhile. Both see it then, and both step back. Where both choices are
-        // the same set, each of its cells is counted twice.
-        if count_in(first, key) + count_in(second, key) > if first == second { 2 } else { 1 } {
+        // Another core may have added the same key meanwhile. Both see it then, and both step back.
+        if memory.count(key) > if first == second { 2 } else { 1 } {
             clear(cell);
             return Added::Exists;
         }
@@ -603,11 +642,17 @@ static WORTH: [Worth; 4 << STATE_BITS] = {
     table
 };
 
-/// The cell that can best be done without, and how well: 0 is not at all.
+const WAY_BITS: u32 = 2;
+const _: () = assert!(1 << WAY_BITS == WAYS);
+
+/// The cell that can best be done without, in the lowest [`WAY_BITS`], and above them how well: 0 is not at all.
 ///
 /// Written without choices where arithmetic does: the verifier walks every combination of them.
+///
+/// # Safety
+/// `set` is a whole set of a table that exists.
 #[inline(always)]
-unsafe fn victim(set: *mut Set, now: u16) -> (u32, u32) {
+pub unsafe fn victim(set: *const Set, now: u16) -> u32 {
     let mut best = 0;
     let mut way = 0;
     while way < WAYS {
@@ -616,10 +661,10 @@ unsafe fn victim(set: *mut Set, now: u16) -> (u32, u32) {
             let cell = addr_of!((*set).0[way]);
             score_of(cell, head_of(cell), now)
         };
-        best = max(best, score << 2 | way as u32);
+        best = max(best, score << WAY_BITS | way as u32);
         way += 1;
     }
-    (best & 3, best >> 2)
+    best
 }
 
 /// How well the cell, whose head is `head`, can be done without.
@@ -639,6 +684,25 @@ fn score(head: u64, tail: Tail, now: u16) -> u32 {
     let locked = ones(head >> LOCKED.trailing_zeros() & 1);
     let score = (IDLE | age) & idle | (worth.score | age & worth.age_mask as u32) & !idle;
     (score & !free | FREE & free) & !locked
+}
+
+/// 1 for 0, 0 for anything else; without a branch, of which each would double what the verifier walks.
+#[inline(always)]
+fn is_zero(word: u64) -> u32 {
+    (opaque(word | word.wrapping_neg()) >> 63) as u32 ^ 1
+}
+
+/// The same number, of which the compiler is to know nothing.
+#[inline(always)]
+fn opaque(word: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    let word = {
+        let mut word = word;
+        // SAFETY: a register moved to itself. An instruction there has to be: the kernel refuses two line infos of one.
+        unsafe { core::arch::asm!("{0} = {0}", inlateout(reg) word, options(pure, nomem, nostack)) };
+        word
+    };
+    word
 }
 
 /// All ones for 1, none for 0.
@@ -682,7 +746,7 @@ unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> bool {
             let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
             let other = if set == first { second } else { first };
             if head & (LIVE | LOCKED) == LIVE && !other.is_null() && other != set {
-                let (room, _) = victim(other, now);
+                let room = memory.victim(other, now);
                 let last = read_volatile(addr_of!((*cell).tail.last));
                 let target = addr_of_mut!((*other).0[room as usize & (WAYS - 1)]);
                 let old = head_of(target);

@@ -132,6 +132,10 @@ pub type AddressFlags = u32;
 pub const ADDRESS_NODE: AddressFlags = 1;
 /// A ClusterIP: ports that no Service has are rejected, as kube-proxy does, so that nothing loops.
 pub const ADDRESS_CLUSTER_IP: AddressFlags = 2;
+/// An external IP or load balancer address of a Service.
+pub const ADDRESS_EXTERNAL: AddressFlags = 4;
+/// An address of this node, whether NodePorts answer on it or not.
+pub const ADDRESS_LOCAL: AddressFlags = 8;
 
 /// `source_ranges`' key, of a longest-prefix-match trie: the sources that a frontend with [`FRONTEND_SOURCE_RANGES`]
 /// admits. The value is 1.
@@ -264,6 +268,8 @@ const _: () = assert!(size_of::<Config>() == 32);
 pub const CONFIG_MASQUERADE_ALL: u32 = 1;
 /// `cidrs` tells which sources are pods: a ClusterIP's other clients are masqueraded.
 pub const CONFIG_DETECT_PODS: u32 = 1 << 1;
+/// Only the node's own sockets are pointed at backends; pods' traffic is translated packet by packet.
+pub const CONFIG_HOST_SOCKETS_ONLY: u32 = 1 << 2;
 
 /// `sockets`' key: what a socket hook must remember of a socket.
 #[repr(C)]

@@ -51,20 +51,28 @@ reasons! {
     UnknownPort = "unknown_port",
     /// Dropped: the traffic policy is Local and all backends are on other nodes.
     NoLocalBackend = "no_local_backend",
+    /// Dropped: the source is not in the Service's loadBalancerSourceRanges.
+    SourceRange = "source_range",
+    /// Dropped: an address of the cluster's Service range that no Service has.
+    UnallocatedAddress = "unallocated_address",
+    /// Dropped: more rejections a second than are sent.
+    RejectLimited = "reject_limited",
     /// Dropped: every cell that this flow could have is taken by a flow that still lives.
     FlowTableFull = "flow_table_full",
     /// Dropped: no source port is free towards this backend.
     NoSourcePort = "no_source_port",
     /// Dropped: no route to the backend or the client.
     NoRoute = "no_route",
-    /// Dropped: the packet's hop limit ends here.
+    /// Rejected: the packet's hop limit ends here.
     HopLimit = "hop_limit",
-    /// Dropped: the packet is larger than the next link takes.
+    /// Rejected: the packet is larger than the next link takes.
     TooBig = "too_big",
     /// Passed on untouched: the headers are cut short.
     Truncated = "truncated",
-    /// Passed on untouched: a fragment, or headers that are not followed.
+    /// Passed on untouched: headers that are not followed.
     Unsupported = "unsupported",
+    /// Passed on untouched: a fragment without ports, whose first one was not seen.
+    FragmentUnknown = "fragment_unknown",
     /// Dropped: a kernel helper refused to change the packet.
     HelperFailed = "helper_failed",
 }

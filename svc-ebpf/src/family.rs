@@ -16,18 +16,26 @@ pub trait Family {
     const PROTOCOL: usize;
     const HOP_LIMIT: usize;
     const L3_CHECKSUM: Option<usize>;
+    /// Of the field that tells the packet's length, counted from [`Family::LENGTH_FROM`] on.
+    const LENGTH: usize;
+    const LENGTH_FROM: usize;
 
     /// # Errors
     /// [`Reason::Truncated`].
     fn addresses<P: Packet>(packet: &P) -> Result<(Addr, Addr), Reason>;
     /// # Errors
     /// [`Reason::Truncated`].
-    fn set_addresses<P: Packet>(packet: &mut P, src: Addr, dst: Addr) -> Result<(), Reason>;
+    #[inline(always)]
+    fn set_addresses<P: Packet>(packet: &mut P, src: Addr, dst: Addr) -> Result<(), Reason> {
+        Self::set_addresses_at(packet, ETHERNET, src, dst)
+    }
+    /// `at`: where the network header starts.
+    ///
+    /// # Errors
+    /// [`Reason::Truncated`].
+    fn set_addresses_at<P: Packet>(packet: &mut P, at: usize, src: Addr, dst: Addr) -> Result<(), Reason>;
     /// How the checksums change where `from` becomes `to`.
     fn diff(diff: Diff, from: Addr, to: Addr) -> Diff;
-    /// # Errors
-    /// [`Reason::Unsupported`] where the transport header is not where [`Family::L4`] says, [`Reason::Truncated`].
-    fn check<P: Packet>(packet: &P) -> Result<(), Reason>;
 }
 
 pub struct V4;
@@ -40,6 +48,8 @@ impl Family for V4 {
     const PROTOCOL: usize = ETHERNET + 9;
     const HOP_LIMIT: usize = ETHERNET + 8;
     const L3_CHECKSUM: Option<usize> = Some(ETHERNET + 10);
+    const LENGTH: usize = ETHERNET + 2;
+    const LENGTH_FROM: usize = ETHERNET;
 
     #[inline(always)]
     fn addresses<P: Packet>(packet: &P) -> Result<(Addr, Addr), Reason> {
@@ -48,21 +58,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn set_addresses<P: Packet>(packet: &mut P, src: Addr, dst: Addr) -> Result<(), Reason> {
-        packet.set(ETHERNET + 12, [src.0[3], dst.0[3]])
+    fn set_addresses_at<P: Packet>(packet: &mut P, at: usize, src: Addr, dst: Addr) -> Result<(), Reason> {
+        packet.set(at + 12, [src.0[3], dst.0[3]])
     }
 
     #[inline(always)]
     fn diff(diff: Diff, from: Addr, to: Addr) -> Diff {
         diff.long(from.0[3], to.0[3])
-    }
-
-    #[inline(always)]
-    fn check<P: Packet>(packet: &P) -> Result<(), Reason> {
-        let version_and_length: u8 = packet.get(ETHERNET)?;
-        // More fragments, or not the first one.
-        let fragment = packet.get::<u16>(ETHERNET + 6)? & 0x3fffu16.to_be();
-        if version_and_length != 0x45 || fragment != 0 { Err(Reason::Unsupported) } else { Ok(()) }
     }
 }
 
@@ -73,6 +75,8 @@ impl Family for V6 {
     const PROTOCOL: usize = ETHERNET + 6;
     const HOP_LIMIT: usize = ETHERNET + 7;
     const L3_CHECKSUM: Option<usize> = None;
+    const LENGTH: usize = ETHERNET + 4;
+    const LENGTH_FROM: usize = ETHERNET + 40;
 
     #[inline(always)]
     fn addresses<P: Packet>(packet: &P) -> Result<(Addr, Addr), Reason> {
@@ -80,19 +84,14 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn set_addresses<P: Packet>(packet: &mut P, src: Addr, dst: Addr) -> Result<(), Reason> {
-        packet.set(ETHERNET + 8, src)?;
-        packet.set(ETHERNET + 24, dst)
+    fn set_addresses_at<P: Packet>(packet: &mut P, at: usize, src: Addr, dst: Addr) -> Result<(), Reason> {
+        packet.set(at + 8, src)?;
+        packet.set(at + 24, dst)
     }
 
     #[inline(always)]
     fn diff(diff: Diff, from: Addr, to: Addr) -> Diff {
         Diff(long_diff(diff.0, &from, &to))
-    }
-
-    #[inline(always)]
-    fn check<P: Packet>(_: &P) -> Result<(), Reason> {
-        Ok(())
     }
 }
 

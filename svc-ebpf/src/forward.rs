@@ -13,6 +13,8 @@ pub struct Hop {
     pub gateway: Addr,
     /// Destination and source; all zeros while the neighbour's is unknown.
     pub macs: [u16; 6],
+    /// Where the packet was too big: what the next link takes, in bytes of the network packet; 0 where that is not known.
+    pub mtu: u16,
 }
 
 impl Hop {
@@ -42,8 +44,14 @@ pub fn send_on<P: Packet, F: Family>(packet: &mut P, limit: u8, hop: &Hop) -> Re
         packet.patch_l3(checksum, Diff::default().word(from, to))?;
     }
     packet.set(F::HOP_LIMIT, limit - 1)?;
-    if hop.is_resolved() {
-        packet.set(0, hop.macs)?;
-    }
-    Ok(())
+    set_link(packet, hop)
+}
+
+/// The link addresses, where they are known.
+///
+/// # Errors
+/// [`Reason::Truncated`].
+#[inline(always)]
+pub fn set_link<P: Packet>(packet: &mut P, hop: &Hop) -> Result<(), Reason> {
+    if hop.is_resolved() { packet.set(0, hop.macs) } else { Ok(()) }
 }

@@ -14,8 +14,8 @@ pub mod rewrite;
 pub mod service;
 pub mod socket;
 pub mod tables;
-pub mod uplink;
 pub mod visit;
+pub mod wire;
 
 pub use packet::Packet;
 pub use tables::Tables;

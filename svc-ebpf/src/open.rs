@@ -1,21 +1,27 @@
 //! Opening a flow: both of its cells, and a source port where it needs one.
 use svc_common::Reason;
-use svc_common::flow::{Added, Entry, Hit, Key, Memory, add, find};
-use svc_common::map::{BACKEND_LOCAL, BackendSlot};
+use svc_common::flow::{Added, Entry, Hit, Key, Memory, TO_STACK, add, find};
+use svc_common::map::{
+    BACKEND_LOCAL, BackendSlot, CIDR_PODS, CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP,
+    FRONTEND_KIND, Frontend,
+};
 use svc_common::select::pick;
 
-use crate::parse::Headers;
-use crate::service::{Scope, choose, lookup};
+use crate::parse::{From, Headers};
+use crate::service::{Client, Scope, choose, lookup};
 use crate::tables::Tables;
 
-/// Source ports to try before a newcomer is turned away.
-const TRIES: u32 = 8;
+/// Source ports to try before a newcomer is turned away: at nine tenths of them taken, 1 newcomer in 30 would be.
+const TRIES: u32 = 32;
+
+/// In a chosen slot's flags: the source address becomes this node's.
+const MASQUERADED: u16 = 1 << 15;
 
 /// Opens the flow of `headers`, whose key is `key`, towards one of its frontend's backends; what its packets need
 /// stands in `hit` then.
 ///
-/// The client's address stays where the backend is on this node and replies pass by here; elsewhere it becomes this
-/// node's. The client's port stays unless another flow to the same backend has it already.
+/// The client's address stays where replies pass by here anyway; else it becomes this node's. The client's port stays
+/// unless another flow to the same backend has it already.
 ///
 /// # Errors
 /// Those of [`lookup`] and [`choose`], [`Reason::FlowTableFull`], [`Reason::NoSourcePort`].
@@ -29,7 +35,7 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
         attempt += 1;
         match add_reverse(tables, headers, &backend, port) {
             Added::New => {
-                return match add_forward(tables, key, &backend, port, hit) {
+                return match add_forward(tables, headers, key, &backend, port, hit) {
                     Added::New => Ok(()),
                     added => {
                         withdraw(tables, headers, &backend, port);
@@ -53,27 +59,78 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) -> Result<(), Reason> {
+    if !headers.may_open() {
+        return Err(Reason::NotService);
+    }
     let frontend = lookup(tables, headers.dst, headers.dport, headers.protocol, false)?;
-    *backend = choose(tables, &frontend, Scope::External)?;
+    let client = Client { addr: headers.src, scope: scope(tables, headers), is_known: true };
+    choose(tables, &frontend, &client, backend)?;
+    if masquerades(tables, headers, &frontend, backend) {
+        backend.flags |= MASQUERADED;
+    }
     Ok(())
+}
+
+/// A pod's traffic is the cluster's own wherever it comes in, and so is this node's.
+#[inline(always)]
+fn scope<T: Tables>(tables: &T, headers: &Headers) -> Scope {
+    if headers.from != From::Network || tables.cidr(headers.src) & CIDR_PODS != 0 {
+        Scope::Internal
+    } else {
+        Scope::External
+    }
+}
+
+/// Whether the backend sees an address of this node: where its replies would not come back here by themselves, where
+/// it is its own client, and where kube-proxy is told to (masqueradeAll, detectLocalMode).
+#[inline(always)]
+fn masquerades<T: Tables>(tables: &T, headers: &Headers, frontend: &Frontend, backend: &BackendSlot) -> bool {
+    let flags = tables.config().flags;
+    let cluster_ip = frontend.flags & FRONTEND_KIND == FRONTEND_CLUSTER_IP;
+    match headers.from {
+        From::Network => backend.flags & BACKEND_LOCAL == 0 || cluster_ip && flags & CONFIG_MASQUERADE_ALL != 0,
+        From::Pod => {
+            backend.addr == headers.src
+                || cluster_ip
+                    && (flags & CONFIG_MASQUERADE_ALL != 0
+                        || flags & CONFIG_DETECT_PODS != 0 && tables.cidr(headers.src) & CIDR_PODS == 0)
+        }
+        From::Host => false,
+    }
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn add_reverse<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot, port: u16) -> Added {
     let key = reverse_key(headers, backend, port);
     let reverse = Entry::reverse(key, headers.dst, headers.dport, headers.src, headers.sport, backend.id);
-    add(tables.flows(), &reverse, tables.now())
+    add(tables.flows(), &reverse.with_state(first_state(headers)), tables.now())
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn add_forward<T: Tables>(tables: &T, key: &Key, backend: &BackendSlot, port: u16, hit: &mut Hit) -> Added {
+fn add_forward<T: Tables>(
+    tables: &T,
+    headers: &Headers,
+    key: &Key,
+    backend: &BackendSlot,
+    port: u16,
+    hit: &mut Hit,
+) -> Added {
     let now = tables.now();
-    let forward = Entry::forward(*key, backend.addr, backend.port, port, is_masqueraded(backend), backend.id);
+    let forward = Entry::forward(*key, backend.addr, backend.port, port, is_masqueraded(backend), backend.id)
+        .with_state(first_state(headers));
     let added = add(tables.flows(), &forward, now);
     if added == Added::New {
         *hit = forward.hit(now);
     }
     added
+}
+
+#[inline(always)]
+const fn first_state(headers: &Headers) -> u8 {
+    match headers.from {
+        From::Host => TO_STACK,
+        From::Network | From::Pod => 0,
+    }
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
@@ -98,7 +155,7 @@ fn reverse_key(headers: &Headers, backend: &BackendSlot, port: u16) -> Key {
 
 #[inline(always)]
 const fn is_masqueraded(backend: &BackendSlot) -> bool {
-    backend.flags & BACKEND_LOCAL == 0
+    backend.flags & MASQUERADED != 0
 }
 
 /// Network byte order.

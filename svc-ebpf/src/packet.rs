@@ -2,6 +2,7 @@
 use svc_common::checksum::Diff;
 use svc_common::{Addr, Reason};
 
+use crate::family::Family;
 use crate::forward::Hop;
 use crate::parse::Headers;
 
@@ -22,6 +23,9 @@ unsafe impl<T: Pod, const N: usize> Pod for [T; N] {}
 unsafe impl Pod for Addr {}
 
 pub trait Packet {
+    /// Only what has no options, extension headers or fragments, and no ICMP, is done here; the rest is left to the next hook.
+    const PLAIN: bool;
+
     /// # Errors
     /// [`Reason::Truncated`] where the packet ends before.
     fn get<T: Pod>(&self, offset: usize) -> Result<T, Reason>;
@@ -44,7 +48,7 @@ pub trait Packet {
     ///
     /// # Errors
     /// Where the packet is too short or the kernel refuses.
-    fn patch_l4(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason>;
+    fn patch_l4<F: Family>(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason>;
 
     /// The way to `dst` for a packet with these headers, into `hop`.
     ///

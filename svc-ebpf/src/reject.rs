@@ -1,38 +1,50 @@
-//! Answering a packet that no backend will: TCP with a reset (RFC 9293, 3.5.2), all else with ICMP's port unreachable
-//! (RFC 792, RFC 4443). A client kernel inside connect() acts on both at once.
+//! Answering a packet that goes no further: a connection that no backend takes with a reset (RFC 9293, 3.5.2), other such
+//! packets with ICMP's port unreachable (RFC 792, RFC 4443); what came too far or is too large as a router does. A client
+//! kernel inside connect() acts on a reset at once.
 use svc_common::checksum::fold;
 use svc_common::map::TCP;
 use svc_common::{Addr, Reason};
 
 use crate::family::{ETHERNET, Family, V4, V6};
+use crate::forward::Hop;
 use crate::packet::{Packet, Resize};
-use crate::parse::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, checksum_offset, parse};
+use crate::parse::{FRAGMENT_LATER, Headers, ICMP_V4, ICMP_V6, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, checksum_offset};
 
-const ICMP: u8 = 1;
-const ICMP_V6: u8 = 58;
 const HOP_LIMIT: u8 = 64;
 const TCP_HEADER: usize = 20;
 const ICMP_HEADER: usize = 8;
 
-/// Turns the packet into its refusal, to be sent back by the link it came from.
+/// Turns the packet into its refusal, to be sent back by the link it came from. `reason`: [`Reason::TooBig`] and
+/// [`Reason::HopLimit`] are a router's errors, every other one is a rejection.
 ///
 /// # Errors
-/// [`Reason::NotService`] where none is due, since a reset is not answered; [`Reason::Truncated`],
+/// [`Reason::NotService`] where none is due: a reset, an ICMP error and all pieces of a datagram but the first are not
+/// answered (RFC 1122, 3.2.2), nor are packets with options or extension headers; [`Reason::Truncated`],
 /// [`Reason::HelperFailed`]: the packet is spoilt then.
 #[inline(always)]
-pub fn reject<P: Resize>(packet: &mut P) -> Result<(), Reason> {
-    let headers = parse(packet)?;
-    if headers.v4 { reject_of::<P, V4>(packet, &headers) } else { reject_of::<P, V6>(packet, &headers) }
+pub fn reject<P: Resize>(packet: &mut P, headers: &Headers, hop: &Hop, reason: Reason) -> Result<(), Reason> {
+    if headers.is_icmp_error() || headers.fragment == FRAGMENT_LATER {
+        return Err(Reason::NotService);
+    }
+    if headers.v4 {
+        reject_of::<P, V4>(packet, headers, hop, reason)
+    } else {
+        reject_of::<P, V6>(packet, headers, hop, reason)
+    }
 }
 
 #[inline(always)]
-fn reject_of<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<(), Reason> {
-    if headers.protocol != TCP {
-        unreachable::<P, F>(packet, headers)
-    } else if headers.flags & TCP_RST == 0 {
-        reset::<P, F>(packet, headers)
-    } else {
-        Err(Reason::NotService)
+fn reject_of<P: Resize, F: Family>(packet: &mut P, headers: &Headers, hop: &Hop, reason: Reason) -> Result<(), Reason> {
+    if headers.l4 as usize != F::L4 {
+        return Err(Reason::NotService);
+    }
+    let error = |v4: (u8, u8), v6: (u8, u8)| if F::IS_V4 { v4 } else { v6 };
+    match reason {
+        Reason::TooBig => icmp::<P, F>(packet, headers, error((3, 4), (2, 0)), hop.mtu),
+        Reason::HopLimit => icmp::<P, F>(packet, headers, error((11, 0), (3, 0)), 0),
+        _ if headers.protocol != TCP => icmp::<P, F>(packet, headers, error((3, 3), (1, 4)), 0),
+        _ if headers.flags & TCP_RST == 0 => reset::<P, F>(packet, headers),
+        _ => Err(Reason::NotService),
     }
 }
 
@@ -77,13 +89,21 @@ fn reset<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<(), 
     Ok(())
 }
 
+/// An ICMP error about the packet; `mtu` is told where the packet is too big for the next link (RFC 1191, RFC 8201).
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn unreachable<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Result<(), Reason> {
+fn icmp<P: Resize, F: Family>(
+    packet: &mut P,
+    headers: &Headers,
+    (kind, code): (u8, u8),
+    mtu: u16,
+) -> Result<(), Reason> {
     // The network header and 8 bytes more: what RFC 792 asks for, and all that a socket is found by.
     let quoted = F::HEADER + 8;
     let length = (ICMP_HEADER + quoted) as u16;
     packet.resize((F::L4 + ICMP_HEADER + quoted) as u32)?;
-    let mut sum = 0;
+    let head = u16::from_ne_bytes([kind, code]);
+    let mtu = mtu.to_be();
+    let mut sum = head as u64 + mtu as u64;
     let mut i = 0;
     while i < quoted {
         let word: u16 = packet.get(ETHERNET + i)?;
@@ -92,19 +112,20 @@ fn unreachable<P: Resize, F: Family>(packet: &mut P, headers: &Headers) -> Resul
         i += 2;
     }
     if F::IS_V4 {
-        turn_around::<P, F>(packet, headers, ICMP, length)?;
-        let head = u16::from_ne_bytes([3, 3]);
-        packet.set(F::L4, [head, !fold(sum + head as u64), 0, 0])
+        turn_around::<P, F>(packet, headers, ICMP_V4, length)?;
+        packet.set(F::L4, [head, !fold(sum), 0, mtu])
     } else {
         turn_around::<P, F>(packet, headers, ICMP_V6, length)?;
-        let head = u16::from_ne_bytes([1, 4]);
         let pseudo = pseudo_header(headers.src, headers.dst, ICMP_V6, length);
+        if mtu != 0 {
+            return packet.set(F::L4, [head, !fold(sum + pseudo), 0, mtu]);
+        }
         // Where the sender had left UDP's checksum to its network card, the next card will store the complement of what it
         // sums up from here, without a pseudo header, 6 bytes from here: in a field that ICMPv6 does not use. The sum
         // is right with and without that if the pseudo header's own sum stands there until then. (For ICMP, which
         // has no pseudo header, the same rule gives 0.)
         let unused = fold(pseudo);
-        packet.set(F::L4, [head, !fold(sum + pseudo + head as u64 + unused as u64), 0, unused])
+        packet.set(F::L4, [head, !fold(sum + pseudo + unused as u64), 0, unused])
     }
 }
 

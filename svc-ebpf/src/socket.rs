@@ -1,8 +1,8 @@
 //! Pointing a socket at a backend, so that none of its packets needs a translation.
-use svc_common::map::{BackendSlot, SOCKET_REVERSE, SOCKET_STICKY, SocketKey, SocketPeer};
+use svc_common::map::{BackendSlot, CONFIG_HOST_SOCKETS_ONLY, SOCKET_REVERSE, SOCKET_STICKY, SocketKey, SocketPeer};
 use svc_common::{Addr, Reason};
 
-use crate::service::{Scope, choose, lookup};
+use crate::service::{Client, Scope, choose, lookup};
 use crate::tables::{Sockets, Tables};
 
 /// What a socket hook knows of the socket and of the address it was given. Ports in network byte order.
@@ -18,7 +18,8 @@ pub struct Request {
 /// Where `connect()` is to go instead.
 ///
 /// # Errors
-/// [`Reason::NotService`] where the address is no frontend, else why the connection is refused.
+/// [`Reason::NoBackend`] and [`Reason::UnknownPort`] where the connection is to be refused. All others: the socket is left
+/// alone, and its packets are judged on their way, which alone can drop them in silence or know their source.
 #[inline(always)]
 pub fn connect<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<SocketPeer, Reason> {
     balance(tables, request).inspect(|_| tables.count(Reason::SocketConnected, 0))
@@ -52,9 +53,16 @@ pub fn asked_for<T: Sockets>(tables: &T, request: &Request) -> Option<SocketPeer
 
 #[inline(always)]
 fn balance<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<SocketPeer, Reason> {
-    let loopback = request.netns == tables.config().host_netns;
-    let frontend = lookup(tables, request.addr, request.port, request.protocol, loopback)?;
-    let BackendSlot { addr, port, id, .. } = choose(tables, &frontend, Scope::Internal)?;
+    let config = tables.config();
+    let host = request.netns == config.host_netns;
+    if !host && config.flags & CONFIG_HOST_SOCKETS_ONLY != 0 {
+        return Err(Reason::NotService);
+    }
+    let frontend = lookup(tables, request.addr, request.port, request.protocol, host)?;
+    let client = Client { addr: Addr::of_netns(request.netns), scope: Scope::Internal, is_known: false };
+    let mut backend = BackendSlot::default();
+    choose(tables, &frontend, &client, &mut backend)?;
+    let BackendSlot { addr, port, id, .. } = backend;
     let reverse = SocketKey { addr, port, ..key(request, SOCKET_REVERSE) };
     tables.set_peer(&reverse, &SocketPeer { addr: request.addr, port: request.port, pad: 0, backend: id });
     Ok(SocketPeer { addr, port, pad: 0, backend: id })

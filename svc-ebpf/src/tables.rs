@@ -1,6 +1,9 @@
 //! What the engine looks things up in.
 use svc_common::flow::{Hit, Key};
-use svc_common::map::{AddressFlags, BackendSlot, Config, Frontend, FrontendKey, SocketKey, SocketPeer, Uplink};
+use svc_common::map::{
+    AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, Config, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, SocketKey, SocketPeer, Uplink,
+};
 use svc_common::{Addr, Reason, flow};
 
 use crate::open::open;
@@ -22,12 +25,22 @@ pub trait Tables {
     /// Whether any set still holds the backend with this id.
     fn is_live(&self, backend: u32) -> bool;
     fn address(&self, addr: &Addr) -> AddressFlags;
+    /// What the narrowest known range with this address is; 0 where none has it.
+    fn cidr(&self, addr: Addr) -> CidrFlags;
+    /// Whether the Service's source ranges admit this address.
+    fn is_admitted(&self, service: u32, addr: Addr) -> bool;
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    fn set_affinity(&self, key: &AffinityKey, affinity: Affinity);
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts);
     fn uplink(&self, ifindex: u32) -> Option<Uplink>;
     fn config(&self) -> Config;
     fn flows(&self) -> &Self::Flows;
     fn count(&self, reason: Reason, bytes: u32);
     /// Ticks of [`flow::TICK_SHIFT`], which wrap.
     fn now(&self) -> u16;
+    /// Of CLOCK_MONOTONIC.
+    fn seconds(&self) -> u32;
     fn random(&self) -> u32;
 
     /// [`visit`], or a kernel function that is verified by itself and calls it.

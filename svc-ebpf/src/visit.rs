@@ -24,6 +24,9 @@ pub fn visit<T: Tables>(tables: &T, key: &Key, headers: &Headers, hit: &mut Hit,
     if cell.is_null() {
         return Visit::None;
     }
+    if headers.is_icmp_error() {
+        return Visit::Found;
+    }
     if !hit.is_reverse() {
         let new_connection = headers.is_syn() || headers.protocol != TCP;
         let closed = headers.is_syn() && State::of(hit.state) == State::Closed;

@@ -11,13 +11,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::info;
 
-use crate::dataplane::{Dataplane as _, Settings, XdpMode, aya};
+use crate::dataplane::{Dataplane as _, Settings, SocketLb, XdpMode, aya};
 use crate::desired::Limits;
 use crate::plan::NodePortAddresses;
+use crate::pods::{PodInterfaces, Pods};
 use crate::reconcile::{Config, Reconciler};
 use crate::source::{addresses, kubernetes, manifests};
 use crate::status::Status;
-use crate::{health, metrics, serve};
+use crate::{health, host, metrics, serve};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
@@ -57,6 +58,14 @@ pub struct Args {
     /// The fast path in front of the complete one.
     #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
     xdp: XdpMode,
+
+    /// Whose sockets are pointed at backends when they connect.
+    #[arg(long, value_enum, default_value_t = SocketLb::On)]
+    socket_lb: SocketLb,
+
+    /// The interfaces of pods, for what sockets do not show: `auto`, `none`, or patterns such as veth*,cali*.
+    #[arg(long, value_name = "PATTERN", default_value = "auto")]
+    pod_interfaces: PodInterfaces,
 
     /// Pod addresses of the whole cluster, as CIDRs.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -125,16 +134,20 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     };
 
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "starting");
-    let dataplane = aya::open(&Settings {
+    let uplinks = host::uplinks(&args.uplinks)?;
+    let (dataplane, pod_programs) = aya::open(&Settings {
         cgroup: args.cgroup,
         bpffs: args.bpffs,
-        uplinks: args.uplinks,
+        uplinks: uplinks.clone(),
         xdp: args.xdp,
+        socket_lb: args.socket_lb,
         cluster_cidrs: args.cluster_cidr,
         flow_table_size: args.flow_table_size,
         max_services: args.max_services,
         max_backends: args.max_backends,
     })?;
+
+    let pods = Pods::start(args.pod_interfaces, uplinks, pod_programs).await?;
 
     let health_status = Arc::clone(&status);
     tokio::spawn(serve::serve(healthz, move |path| health::answer(path, &health_status, SystemTime::now())));
@@ -170,7 +183,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
                 }
             }
         };
-        tokio::try_join!(objects, addresses::run(events.clone()))
+        tokio::try_join!(objects, addresses::run(events.clone()), pods.follow())
     };
     tokio::select! {
         result = sources => {

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use aya::{EbpfLoader, util::nr_cpus};
 use svc_common::Reason;
-use svc_common::map::{Backend, BackendSlot, Config, Counter, pin};
+use svc_common::map::{Backend, BackendSlot, CONFIG_HOST_SOCKETS_ONLY, Config, Counter, pin};
 
-use super::{ApplyError, Dataplane, Op, ReadCounters, Settings, State};
-use crate::attach;
+use super::{ApplyError, Dataplane, Op, ReadCounters, Settings, SocketLb, State};
+use crate::attach::{self, PodPrograms};
 use crate::host;
 use crate::sys::{self, Plain};
 
@@ -19,7 +19,7 @@ use crate::sys::{self, Plain};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/svc.o"));
 
 /// Names of the maps in the object, and of their pins.
-const MAPS: [(&str, &str); 10] = [
+const MAPS: [(&str, &str); 14] = [
     ("FRONTENDS", pin::FRONTENDS),
     ("BACKEND_SETS", pin::BACKEND_SETS),
     ("BACKENDS", pin::BACKENDS),
@@ -30,6 +30,10 @@ const MAPS: [(&str, &str); 10] = [
     ("FLOWS", pin::FLOWS),
     ("SOCKETS", pin::SOCKETS),
     ("COUNTERS", pin::COUNTERS),
+    ("SOURCE_RANGES", pin::SOURCE_RANGES),
+    ("CIDRS", pin::CIDRS),
+    ("AFFINITY", pin::AFFINITY),
+    ("FRAGMENTS", pin::FRAGMENTS),
 ];
 
 /// The kernel part, loaded and attached. Dropping it detaches nothing: links and maps are pinned.
@@ -47,12 +51,12 @@ pub struct Aya {
 }
 
 /// Loads the programs over the pinned maps, or over new ones, and attaches them, or puts them in the place of those that
-/// are attached.
+/// are attached. Those of pods' interfaces are for the caller to attach.
 ///
 /// # Errors
 /// One sentence: what is missing on this machine, or what the kernel refused.
-pub fn open(settings: &Settings) -> anyhow::Result<Aya> {
-    let uplinks = host::uplinks(&settings.uplinks)?;
+pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
+    let uplinks = &settings.uplinks;
     let cgroup = host::cgroup(settings.cgroup.as_deref())?;
     host::check_kernel()?;
     let maps = settings.bpffs.join("maps");
@@ -87,7 +91,8 @@ pub fn open(settings: &Settings) -> anyhow::Result<Aya> {
         sys::open_pin(&maps.join(name))
             .with_context(|| format!("the map {name} is not pinned under {}", maps.display()))
     };
-    configure(open_map(pin::CONFIG)?.as_fd(), open_map(pin::FLOWS)?.as_fd()).context("writing the map config")?;
+    configure(settings, uplinks, open_map(pin::CONFIG)?.as_fd(), open_map(pin::FLOWS)?.as_fd())
+        .context("writing the map config")?;
     let interfaces = host::interface_addresses()?;
     let uplink_map = open_map(pin::UPLINKS)?;
     for (index, uplink) in &interfaces {
@@ -102,8 +107,14 @@ pub fn open(settings: &Settings) -> anyhow::Result<Aya> {
         counters: Arc::new(open_map(pin::COUNTERS)?),
         empty: sys::create_inner_array(&[BackendSlot::header(0)]).context("making an empty backend set")?,
     };
-    attach::all(&mut ebpf, &settings.bpffs.join("links"), &cgroup, &uplinks, settings.xdp)?;
-    Ok(aya)
+    let links = settings.bpffs.join("links");
+    // Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.
+    attach::uplinks(&mut ebpf, &links, uplinks, settings.xdp)?;
+    match settings.socket_lb {
+        SocketLb::On | SocketLb::Host => attach::sockets(&mut ebpf, &links, &cgroup)?,
+        SocketLb::Off => attach::no_sockets(&links)?,
+    }
+    Ok((aya, PodPrograms::load(ebpf, links)?))
 }
 
 /// The size that the map has to be loaded with: that of the pinned one, where there is one.
@@ -121,7 +132,12 @@ fn pinned_size(path: &Path, name: &str, wanted: u32) -> anyhow::Result<u32> {
 }
 
 /// The flow table's seed is as old as the table: with another one no flow would be found again.
-fn configure(config: BorrowedFd<'_>, flows: BorrowedFd<'_>) -> anyhow::Result<()> {
+fn configure(
+    settings: &Settings,
+    uplinks: &[String],
+    config: BorrowedFd<'_>,
+    flows: BorrowedFd<'_>,
+) -> anyhow::Result<()> {
     let old: Config = sys::lookup(config, &0u32)?;
     let (snat_first, snat_last) = host::snat_ports()?;
     let new = Config {
@@ -130,6 +146,8 @@ fn configure(config: BorrowedFd<'_>, flows: BorrowedFd<'_>) -> anyhow::Result<()
         flow_sets: sys::map_info(flows)?.max_entries,
         snat_first,
         snat_last,
+        flags: if settings.socket_lb == SocketLb::Host { CONFIG_HOST_SOCKETS_ONLY } else { 0 },
+        uplink: uplinks.first().map_or(Ok(0), |name| host::interface_index(name))?,
     };
     Ok(sys::update(config, &0u32, &new)?)
 }

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use svc_common::Addr;
 use svc_common::map::{
-    ADDRESS_CLUSTER_IP, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP,
-    FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_NODE_PORT, Frontend, FrontendKey,
-    cluster_set, local_set,
+    ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, FRONTEND_CLUSTER_IP,
+    FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_NODE_PORT,
+    Frontend, FrontendKey, cluster_set, local_set,
 };
 
 use super::State;
@@ -36,13 +36,13 @@ pub fn dump(state: &State) -> String {
     let addresses: BTreeMap<IpAddr, u32> =
         state.addresses.iter().map(|(addr, flags)| (IpAddr::from(*addr), *flags)).collect();
     for (addr, flags) in addresses {
-        let mut what = Vec::new();
-        if flags & ADDRESS_CLUSTER_IP != 0 {
-            what.push("ClusterIP");
-        }
-        if flags & ADDRESS_NODE != 0 {
-            what.push("node");
-        }
+        let names = [
+            (ADDRESS_CLUSTER_IP, "ClusterIP"),
+            (ADDRESS_EXTERNAL, "external"),
+            (ADDRESS_NODE, "node ports"),
+            (ADDRESS_LOCAL, "local"),
+        ];
+        let what: Vec<_> = names.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| *name).collect();
         let _ = writeln!(text, "address {addr}: {}", what.join(", "));
     }
     text

@@ -97,9 +97,10 @@ pub struct Settings {
     pub cgroup: Option<PathBuf>,
     /// Directory of the pins.
     pub bpffs: PathBuf,
-    /// Interface names; empty: the interfaces that carry the node's addresses.
+    /// Interface names.
     pub uplinks: Vec<String>,
     pub xdp: XdpMode,
+    pub socket_lb: SocketLb,
     /// Pod addresses of the whole cluster; empty where they are not known.
     pub cluster_cidrs: Vec<IpNet>,
     /// In flows.
@@ -117,5 +118,17 @@ pub enum XdpMode {
     Auto,
     Native,
     Generic,
+    Off,
+}
+
+/// Whose sockets are pointed at backends, so that none of their packets needs a translation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum SocketLb {
+    /// The node's own and its pods'.
+    #[default]
+    On,
+    /// The node's own only: pods' traffic is translated packet by packet, as service meshes and virtual machines need it.
+    Host,
+    /// Nobody's.
     Off,
 }

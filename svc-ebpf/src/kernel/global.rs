@@ -30,6 +30,30 @@ extern "C" fn svc_flow_put(entry: *const Entry, now: u32, room: u32) -> u32 {
 }
 
 #[inline(always)]
+pub(super) fn count(key: &Key) -> u32 {
+    svc_flow_count(key)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_count(key: *const Key) -> u32 {
+    // SAFETY: as above.
+    unsafe { key.as_ref() }.map_or(0, |key| flow::count(&Flows, key))
+}
+
+#[inline(always)]
+pub(super) fn victim(set: *const flow::Set, now: u16) -> u32 {
+    svc_flow_victim(set, now as u32)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_victim(set: *const flow::Set, now: u32) -> u32 {
+    // SAFETY: as above.
+    if set.is_null() { 0 } else { unsafe { flow::victim(set, now as u16) } }
+}
+
+#[inline(always)]
 pub(super) fn make_room(entry: &Entry, now: u16) {
     svc_flow_make_room(entry, now as u32);
 }

@@ -1,17 +1,18 @@
 //! Every map, and the engine's tables made of them. Sizes are defaults: the agent sets them when it loads the programs.
 use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE};
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::lpm_trie::Key as LpmKey;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use svc_common::map::{
-    AddressFlags, Backend, BackendSlot, Config, Counter, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer,
-    Uplink,
+    AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
 };
 use svc_common::{Addr, Reason, flow};
 use svc_ebpf::parse::Headers;
 use svc_ebpf::tables::{BackendSet, Sockets, Tables};
-use svc_ebpf::uplink::Scratch;
 use svc_ebpf::visit::Visit;
+use svc_ebpf::wire::Scratch;
 
 use super::global;
 
@@ -36,11 +37,51 @@ static CONFIG: Array<Config, 1> = Array::new();
 static FLOWS: Array<flow::Set, 65536, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer, 131072> = LruHashMap::new();
+/// The key of [`SourceRangeKey`] is the trie's own form of it; so for `CIDRS`.
+#[btf_map]
+static SOURCE_RANGES: LpmTrie<[u32; 5], u32, 65536> = LpmTrie::new();
+const _: () = assert!(size_of::<LpmKey<[u32; 5]>>() == size_of::<SourceRangeKey>());
+#[btf_map]
+static CIDRS: LpmTrie<[u32; 4], CidrFlags, 1024> = LpmTrie::new();
+const _: () = assert!(size_of::<LpmKey<[u32; 4]>>() == size_of::<CidrKey>());
+#[btf_map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity, 65536> = LruHashMap::new();
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, 32> = PerCpuArray::new();
 const _: () = assert!(Reason::ALL.len() <= 32);
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
+#[btf_map]
+static REJECTS: PerCpuArray<Rejects, 1> = PerCpuArray::new();
+
+/// Rejections that this CPU has sent in a tick of 2^27 ns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Rejects {
+    tick: u32,
+    sent: u32,
+}
+
+const REJECT_TICK_SHIFT: u32 = 27;
+/// For each CPU and tick of 134 ms: a thousand a second.
+const REJECTS_A_TICK: u32 = 134;
+
+/// Whether one more rejection may be sent: a flood of packets to be rejected must not become a flood of answers.
+#[inline(always)]
+pub(super) fn may_reject() -> bool {
+    // SAFETY: no arguments.
+    let tick = (unsafe { bpf_ktime_get_coarse_ns() } >> REJECT_TICK_SHIFT) as u32;
+    let Some(rejects) = REJECTS.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own.
+    let rejects = unsafe { &mut *rejects };
+    if rejects.tick != tick {
+        *rejects = Rejects { tick, sent: 0 };
+    }
+    rejects.sent += 1;
+    rejects.sent <= REJECTS_A_TICK
+}
 
 /// One a hook, since a packet leaving may interrupt nothing but another hook's.
 #[derive(Clone, Copy)]
@@ -83,6 +124,16 @@ impl flow::Memory for Flows {
     #[inline(always)]
     fn put(&self, entry: &flow::Entry, now: u16, room: flow::Room) -> flow::Added {
         global::put(entry, now, room)
+    }
+
+    #[inline(always)]
+    fn count(&self, key: &flow::Key) -> u32 {
+        global::count(key)
+    }
+
+    #[inline(always)]
+    unsafe fn victim(&self, set: *const flow::Set, now: u16) -> u32 {
+        global::victim(set, now)
     }
 
     #[inline(always)]
@@ -134,6 +185,41 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn cidr(&self, addr: Addr) -> CidrFlags {
+        CIDRS.get(&LpmKey::new(128, addr.0)).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn is_admitted(&self, service: u32, addr: Addr) -> bool {
+        let SourceRangeKey { prefix_len, service, addr: Addr(a) } = SourceRangeKey::new(service, addr, 128);
+        SOURCE_RANGES.get(&LpmKey::new(prefix_len, [service, a[0], a[1], a[2], a[3]])).is_some()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: copied at once.
+        unsafe { AFFINITY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, affinity: Affinity) {
+        // See `set_peer`.
+        let _ = AFFINITY.insert(key, affinity, 0);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        // SAFETY: copied at once.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts) {
+        // See `set_peer`.
+        let _ = FRAGMENTS.insert(key, ports, 0);
+    }
+
+    #[inline(always)]
     fn uplink(&self, ifindex: u32) -> Option<Uplink> {
         // SAFETY: copied at once.
         unsafe { UPLINKS.get(&ifindex) }.copied()
@@ -164,6 +250,12 @@ impl Tables for Maps {
     fn now(&self) -> u16 {
         // SAFETY: no arguments.
         (unsafe { bpf_ktime_get_coarse_ns() } >> flow::TICK_SHIFT) as u16
+    }
+
+    #[inline(always)]
+    fn seconds(&self) -> u32 {
+        // SAFETY: no arguments.
+        (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
     }
 
     #[inline(always)]

@@ -45,7 +45,11 @@ pub(super) fn route(
     let answer = unsafe { bpf_fib_lookup(context, &raw mut params, size_of::<Params>() as i32, 0) } as u32;
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {}
-        BPF_FIB_LKUP_RET_FRAG_NEEDED => return Err(Reason::TooBig),
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+            // SAFETY: the kernel has put the MTU there (since 5.12).
+            hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+            return Err(Reason::TooBig);
+        }
         _ => return Err(Reason::NoRoute),
     }
     // SAFETY: the kernel has written all of it. An IPv4 route may have an IPv6 gateway, so the family is asked again.
@@ -69,6 +73,6 @@ pub(super) fn route(
     } else {
         [0; 6]
     };
-    *hop = Hop { ifindex: params.ifindex, gateway, macs };
+    *hop = Hop { ifindex: params.ifindex, gateway, macs, mtu: 0 };
     Ok(())
 }

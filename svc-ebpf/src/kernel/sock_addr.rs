@@ -71,14 +71,14 @@ fn settle(context: &SockAddrContext, v4: bool, answer: Result<SocketPeer, Reason
             point_to(context, v4, &peer);
             PROCEED
         }
-        Err(Reason::NotService) => PROCEED,
-        Err(reason) => {
+        Err(reason @ (Reason::NoBackend | Reason::UnknownPort)) => {
             Maps.count(Reason::SocketRefused, 0);
             Maps.count(reason, 0);
             // SAFETY: a plain value.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             REFUSE
         }
+        Err(_) => PROCEED,
     }
 }
 

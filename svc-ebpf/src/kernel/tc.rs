@@ -1,29 +1,31 @@
-//! In the stack: the uplink's ingress, where all that XDP left is done, and its egress, where replies leave.
+//! In the stack: the uplink's ingress, where all that XDP left is done, its egress, where replies leave, and both ways of a
+//! pod's interface.
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
+    bpf_redir_neigh__bindgen_ty_1,
 };
-use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail};
+use aya_ebpf::helpers::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use svc_common::checksum::{Diff, fold};
 use svc_common::{Addr, Reason};
-use svc_ebpf::family::ETHERNET;
+use svc_ebpf::family::{ETHERNET, Family};
 use svc_ebpf::forward::Hop;
 use svc_ebpf::packet::{Packet, Pod, Resize};
-use svc_ebpf::parse::Headers;
-use svc_ebpf::uplink::{self, Scratch};
+use svc_ebpf::parse::{From, Headers};
+use svc_ebpf::wire::{self, Next, Scratch};
 use svc_ebpf::{Tables, reject};
 
-use super::maps::{Hook, Maps, scratch};
+use super::maps::{Hook, Maps, may_reject, scratch};
 use super::{at, route};
 
 /// Not judged here: the next program, or the stack, goes on with it.
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT as i32;
 
-/// Link, IPv6 and TCP headers: what has to be in the linear part of the buffer.
-const HEADERS: u32 = ETHERNET as u32 + 40 + 20;
+/// What has to be in the linear part of the buffer: an ICMPv6 error's headers, those that it quotes, and options.
+const HEADERS: u32 = 256;
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -37,6 +39,17 @@ impl Skb<'_> {
         unsafe { (*self.0.skb.skb).ifindex }
     }
 
+    /// Where the linear part of the packet starts and ends. Read anew each time: moved away from its use, a load would be
+    /// cut to 32 bits and extended again, and be no pointer for the verifier any more.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let at = self.0.skb.skb;
+        // SAFETY: as above.
+        unsafe {
+            ((&raw const (*at).data).read_volatile() as usize, (&raw const (*at).data_end).read_volatile() as usize)
+        }
+    }
+
     #[inline(always)]
     fn is_gso(&self) -> bool {
         // SAFETY: as above.
@@ -45,16 +58,20 @@ impl Skb<'_> {
 }
 
 impl Packet for Skb<'_> {
+    const PLAIN: bool = false;
+
     #[inline(always)]
     fn get<T: Pod>(&self, offset: usize) -> Result<T, Reason> {
+        let (start, end) = self.bounds();
         // SAFETY: checked against the packet's end; `Pod` takes any bytes.
-        Ok(unsafe { at::<T>(self.0.data(), self.0.data_end(), offset)?.read_unaligned() })
+        Ok(unsafe { at::<T>(start, end, offset)?.read_unaligned() })
     }
 
     #[inline(always)]
     fn set<T: Pod>(&mut self, offset: usize, value: T) -> Result<(), Reason> {
+        let (start, end) = self.bounds();
         // SAFETY: as in `get`.
-        unsafe { at::<T>(self.0.data(), self.0.data_end(), offset)?.write_unaligned(value) };
+        unsafe { at::<T>(start, end, offset)?.write_unaligned(value) };
         Ok(())
     }
 
@@ -69,12 +86,21 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn patch_l4(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
+    fn patch_l4<F: Family>(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
         let flags = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        let addresses = fold(addresses.0);
         self.0
-            .l4_csum_replace(offset, 0, fold(addresses.0) as u64, flags | BPF_F_PSEUDO_HDR as u64)
+            .l4_csum_replace(offset, 0, addresses as u64, flags | BPF_F_PSEUDO_HDR as u64)
             .and_then(|()| self.0.l4_csum_replace(offset, 0, fold(ports.0) as u64, flags))
-            .map_err(|_| Reason::HelperFailed)
+            .map_err(|_| Reason::HelperFailed)?;
+        if !F::IS_V4 {
+            // Where the network card has summed the whole packet, the helper takes the addresses' difference out of that sum,
+            // as is right beside an IPv4 header, whose own checksum makes up for it. (BPF_F_IPV6 says so to newer kernels.)
+            // An error means that there is no such sum.
+            // SAFETY: the program's own context.
+            let _ = unsafe { bpf_csum_update(self.0.skb.skb, addresses as u32) };
+        }
+        Ok(())
     }
 
     #[inline(always)]
@@ -103,13 +129,12 @@ impl Resize for Skb<'_> {
     }
 }
 
+/// Brings the headers into the linear part of the buffer; false where they were there, or are nowhere.
 #[inline(always)]
-fn linear(context: &TcContext) {
-    let len = context.len();
-    if context.data() + (HEADERS as usize) > context.data_end() {
-        // Where it fails the packet is too short, which the engine finds by itself.
-        let _ = context.pull_data(if len < HEADERS { len } else { HEADERS });
-    }
+fn pull(context: &TcContext) -> bool {
+    let wanted = context.len().min(HEADERS);
+    let (start, end) = Skb(context).bounds();
+    start + (wanted as usize) > end && context.pull_data(wanted).is_ok()
 }
 
 #[inline(always)]
@@ -134,26 +159,42 @@ fn transmit(hop: &Hop) -> i32 {
     }
 }
 
+/// Sends a refused packet back to where it came from.
+#[inline(always)]
+fn back(packet: &Skb<'_>, from: From) -> i32 {
+    // What was about to leave goes back up this node's stack.
+    let flags = if from == From::Host { BPF_F_INGRESS as u64 } else { 0 };
+    // SAFETY: plain values.
+    unsafe { bpf_redirect(packet.ifindex(), flags) as i32 }
+}
+
 /// The one place where a reason becomes a verdict.
 #[inline(never)]
-fn refuse(context: &TcContext, reason: Reason) -> i32 {
+fn refuse(context: &TcContext, scratch: &Scratch, reason: Reason) -> i32 {
     let packet = &mut Skb(context);
     let verdict = match reason {
-        Reason::NoBackend | Reason::UnknownPort => match reject::reject(packet) {
-            // SAFETY: plain values.
-            Ok(()) => unsafe { bpf_redirect(packet.ifindex(), 0) as i32 },
-            Err(_) => DROP,
-        },
+        Reason::NoBackend | Reason::UnknownPort | Reason::TooBig | Reason::HopLimit => {
+            if !may_reject() {
+                Maps.count(Reason::RejectLimited, packet.size());
+                return DROP;
+            }
+            match reject::reject(packet, &scratch.headers, &scratch.hop, reason) {
+                Ok(()) => back(packet, scratch.headers.from),
+                Err(_) => DROP,
+            }
+        }
         Reason::NoLocalBackend
+        | Reason::SourceRange
+        | Reason::UnallocatedAddress
+        | Reason::RejectLimited
         | Reason::FlowTableFull
         | Reason::NoSourcePort
         | Reason::NoRoute
-        | Reason::HopLimit
-        | Reason::TooBig
         | Reason::HelperFailed => DROP,
         Reason::NotService => return NEXT,
         Reason::Truncated
         | Reason::Unsupported
+        | Reason::FragmentUnknown
         | Reason::FlowHit
         | Reason::FlowOpened
         | Reason::Reply
@@ -165,29 +206,74 @@ fn refuse(context: &TcContext, reason: Reason) -> i32 {
     verdict
 }
 
-#[classifier]
-pub fn svc_ingress(context: TcContext) -> i32 {
-    linear(&context);
-    let Some(scratch) = scratch(Hook::Ingress) else { return NEXT };
-    match ingress(&context, scratch) {
-        Ok(()) if scratch.hop.ifindex != 0 => transmit(&scratch.hop),
-        Ok(()) => NEXT,
-        Err(reason) => refuse(&context, reason),
+#[inline(always)]
+fn settle(context: &TcContext, scratch: &mut Scratch, found: Result<(), Reason>) -> i32 {
+    match found.and_then(|()| translate(context, scratch)) {
+        Ok(Next::Stack) => NEXT,
+        Ok(Next::Send) => transmit(&scratch.hop),
+        Ok(Next::Reenter) => {
+            let uplink = Maps.config().uplink;
+            // SAFETY: plain values.
+            if uplink == 0 { NEXT } else { unsafe { bpf_redirect(uplink, BPF_F_INGRESS as u64) as i32 } }
+        }
+        Err(reason) => refuse(context, scratch, reason),
     }
 }
 
-/// A function of its own, so that its variables do not stand on the stack together with those of a refusal.
-#[inline(never)]
-fn ingress(context: &TcContext, scratch: &mut Scratch) -> Result<(), Reason> {
-    uplink::ingress(&mut Skb(context), &Maps, scratch)
+#[classifier]
+pub fn svc_ingress(context: TcContext) -> i32 {
+    come_in(&context, From::Network)
+}
+
+#[classifier]
+pub fn svc_pod_ingress(context: TcContext) -> i32 {
+    come_in(&context, From::Pod)
+}
+
+#[inline(always)]
+fn come_in(context: &TcContext, from: From) -> i32 {
+    let Some(scratch) = scratch(Hook::Ingress) else { return NEXT };
+    scratch.headers.from = from;
+    let mut found = ingress(context, scratch);
+    if found == Err(Reason::Truncated) && pull(context) {
+        found = ingress(context, scratch);
+    }
+    settle(context, scratch, found)
 }
 
 #[classifier]
 pub fn svc_egress(context: TcContext) -> i32 {
-    linear(&context);
+    go_out(&context, true)
+}
+
+#[classifier]
+pub fn svc_pod_egress(context: TcContext) -> i32 {
+    go_out(&context, false)
+}
+
+#[inline(always)]
+fn go_out(context: &TcContext, host: bool) -> i32 {
     let Some(scratch) = scratch(Hook::Egress) else { return NEXT };
-    match uplink::egress(&mut Skb(&context), &Maps, scratch) {
-        Ok(()) => NEXT,
-        Err(reason) => refuse(&context, reason),
+    let mut found = egress(context, scratch, host);
+    if found == Err(Reason::Truncated) && pull(context) {
+        found = egress(context, scratch, host);
     }
+    settle(context, scratch, found)
+}
+
+// Functions of their own, so that the variables of two of them do not stand on the stack together.
+
+#[inline(never)]
+fn ingress(context: &TcContext, scratch: &mut Scratch) -> Result<(), Reason> {
+    wire::ingress(&Skb(context), &Maps, scratch)
+}
+
+#[inline(never)]
+fn egress(context: &TcContext, scratch: &mut Scratch, host: bool) -> Result<(), Reason> {
+    wire::egress(&Skb(context), &Maps, scratch, host)
+}
+
+#[inline(never)]
+fn translate(context: &TcContext, scratch: &mut Scratch) -> Result<Next, Reason> {
+    wire::translate(&mut Skb(context), &Maps, scratch)
 }

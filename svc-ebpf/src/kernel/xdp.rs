@@ -6,10 +6,11 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use svc_common::checksum::Diff;
 use svc_common::{Addr, Reason};
+use svc_ebpf::family::Family;
 use svc_ebpf::forward::Hop;
 use svc_ebpf::packet::{Packet, Pod};
-use svc_ebpf::parse::Headers;
-use svc_ebpf::uplink;
+use svc_ebpf::parse::{From, Headers};
+use svc_ebpf::wire::{self, Next};
 
 use super::maps::{Hook, Maps, scratch};
 use super::{at, route};
@@ -24,6 +25,8 @@ impl Frame<'_> {
 }
 
 impl Packet for Frame<'_> {
+    const PLAIN: bool = true;
+
     #[inline(always)]
     fn get<T: Pod>(&self, offset: usize) -> Result<T, Reason> {
         // SAFETY: checked against the packet's end; `Pod` takes any bytes.
@@ -51,7 +54,7 @@ impl Packet for Frame<'_> {
     }
 
     #[inline(always)]
-    fn patch_l4(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
+    fn patch_l4<F: Family>(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
         let field: u16 = self.get(offset)?;
         if udp && field == 0 {
             return Ok(());
@@ -73,9 +76,11 @@ impl Packet for Frame<'_> {
 #[xdp]
 pub fn svc_xdp(context: XdpContext) -> u32 {
     let Some(scratch) = scratch(Hook::Xdp) else { return XDP_PASS };
+    scratch.headers.from = From::Network;
+    let frame = &mut Frame(&context);
     // What was refused here is judged, and counted, by tc.
-    match uplink::ingress(&mut Frame(&context), &Maps, scratch) {
-        Ok(()) if scratch.hop.ifindex != 0 => XDP_TX,
-        Ok(()) | Err(_) => XDP_PASS,
+    match wire::ingress(frame, &Maps, scratch).and_then(|()| wire::translate(frame, &Maps, scratch)) {
+        Ok(Next::Send) => XDP_TX,
+        Ok(Next::Stack | Next::Reenter) | Err(_) => XDP_PASS,
     }
 }

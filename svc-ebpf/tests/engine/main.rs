@@ -4,6 +4,7 @@ mod world;
 use svc_common::Reason;
 use svc_common::map::{ADDRESS_CLUSTER_IP, ADDRESS_NODE, FRONTEND_EXTERNAL_LOCAL, FRONTEND_NODE_PORT, TCP, UDP};
 use svc_ebpf::parse::{TCP_ACK, TCP_FIN, TCP_SYN};
+use svc_ebpf::wire::Next;
 use world::{Frame, World};
 
 const CLIENT: &str = "192.0.2.7";
@@ -37,11 +38,11 @@ fn a_local_backend_sees_the_client_and_its_reply_comes_from_the_frontend() {
     let mut world = World::default();
     node_port(&mut world, &[(LOCAL, true)], 0);
     let mut frame = syn();
-    assert_eq!(world.ingress(&mut frame), Ok(None));
+    assert_eq!(world.ingress(&mut frame), Ok(Next::Stack));
     assert_eq!(frame.endpoints(), (CLIENT.into(), 4000, LOCAL.into(), 9376));
     assert!(frame.checksums_are_right());
     let mut reply = Frame::tcp(LOCAL, 9376, CLIENT, 4000, TCP_SYN | TCP_ACK);
-    assert_eq!(world.egress(&mut reply), Ok(()));
+    assert_eq!(world.egress(&mut reply), Ok(Next::Stack));
     assert_eq!(reply.endpoints(), (NODE.into(), 30080, CLIENT.into(), 4000));
     assert!(reply.checksums_are_right());
     assert_eq!(world.counts(), [(Reason::FlowHit, 1), (Reason::FlowOpened, 1), (Reason::Reply, 1)]);
@@ -52,14 +53,14 @@ fn a_remote_backend_sees_the_node_and_its_reply_goes_back_to_the_client() {
     let mut world = World::default();
     node_port(&mut world, &[(REMOTE, false)], 0);
     let mut frame = syn();
-    assert!(matches!(world.ingress(&mut frame), Ok(Some(_))));
+    assert_eq!(world.ingress(&mut frame), Ok(Next::Send));
     let (src, port, dst, dport) = frame.endpoints();
     assert_eq!((src.as_str(), dst.as_str(), dport), (NODE, REMOTE, 9376));
     assert!((15_000..=29_999).contains(&port), "{port}");
     assert_eq!(frame.hop_limit(), 63);
     assert!(frame.checksums_are_right());
     let mut reply = Frame::tcp(REMOTE, 9376, NODE, port, TCP_SYN | TCP_ACK);
-    assert!(matches!(world.ingress(&mut reply), Ok(Some(_))));
+    assert_eq!(world.ingress(&mut reply), Ok(Next::Send));
     assert_eq!(reply.endpoints(), (NODE.into(), 30080, CLIENT.into(), 4000));
     assert!(reply.checksums_are_right());
 }

@@ -6,14 +6,16 @@ use std::net::IpAddr;
 use svc_common::checksum::{Diff, fold, sum};
 use svc_common::flow::Sets;
 use svc_common::map::{
-    AddressFlags, BACKEND_LOCAL, BackendSlot, Config, Frontend, FrontendKey, TCP, UDP, Uplink, cluster_set, local_set,
+    AddressFlags, Affinity, AffinityKey, BACKEND_LOCAL, BackendSlot, CidrFlags, Config, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, TCP, UDP, Uplink, cluster_set, local_set,
 };
 use svc_common::{Addr, Reason};
+use svc_ebpf::family::Family;
 use svc_ebpf::forward::Hop;
 use svc_ebpf::packet::{Packet, Pod};
-use svc_ebpf::parse::Headers;
+use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::tables::{BackendSet, Tables};
-use svc_ebpf::uplink::{self, Scratch};
+use svc_ebpf::wire::{self, Next, Scratch};
 
 fn addr(text: &str) -> Addr {
     text.parse::<IpAddr>().unwrap().into()
@@ -85,6 +87,8 @@ impl Frame {
 }
 
 impl Packet for Frame {
+    const PLAIN: bool = false;
+
     fn get<T: Pod>(&self, offset: usize) -> Result<T, Reason> {
         let bytes = self.bytes.get(offset..offset + size_of::<T>()).ok_or(Reason::Truncated)?;
         // SAFETY: as many bytes as `T` has, and it takes any.
@@ -107,7 +111,7 @@ impl Packet for Frame {
         self.set(offset, diff.apply(field))
     }
 
-    fn patch_l4(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
+    fn patch_l4<F: Family>(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
         let field: u16 = self.get(offset)?;
         if udp && field == 0 {
             return Ok(());
@@ -116,7 +120,7 @@ impl Packet for Frame {
     }
 
     fn route(&mut self, _: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
-        *hop = Hop { ifindex: 2, gateway: *dst, macs: [1, 2, 3, 4, 5, 6] };
+        *hop = Hop { ifindex: 2, gateway: *dst, macs: [1, 2, 3, 4, 5, 6], mtu: 0 };
         Ok(())
     }
 }
@@ -135,6 +139,12 @@ pub(crate) struct World {
     ids: BTreeMap<Addr, u32>,
     live: HashMap<u32, bool>,
     addresses: HashMap<Addr, AddressFlags>,
+    cidrs: Vec<(Addr, u32, CidrFlags)>,
+    ranges: Vec<(u32, Addr, u32)>,
+    affinity: RefCell<HashMap<AffinityKey, Affinity>>,
+    fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    pub(crate) flags: u32,
+    pub(crate) seconds: Cell<u32>,
     flows: Sets,
     counters: RefCell<BTreeMap<u32, u64>>,
     random: Cell<u32>,
@@ -148,6 +158,12 @@ impl Default for World {
             ids: BTreeMap::new(),
             live: HashMap::new(),
             addresses: HashMap::new(),
+            cidrs: Vec::new(),
+            ranges: Vec::new(),
+            affinity: RefCell::default(),
+            fragments: RefCell::default(),
+            flags: 0,
+            seconds: Cell::new(1000),
             flows: Sets::new(16, 0x1234_5678_9abc_def1),
             counters: RefCell::default(),
             random: Cell::new(1),
@@ -194,21 +210,51 @@ impl World {
         self.live.insert(self.ids[&addr(backend)], false);
     }
 
-    /// The hop, where the packet leaves again.
-    pub(crate) fn ingress(&self, frame: &mut Frame) -> Result<Option<Hop>, Reason> {
-        let mut scratch = Scratch::default();
-        uplink::ingress(frame, self, &mut scratch)?;
-        Ok((scratch.hop.ifindex != 0).then_some(scratch.hop))
+    /// From the network.
+    pub(crate) fn ingress(&self, frame: &mut Frame) -> Result<Next, Reason> {
+        self.come_in(frame, From::Network)
     }
 
-    pub(crate) fn egress(&self, frame: &mut Frame) -> Result<(), Reason> {
-        uplink::egress(frame, self, &mut Scratch::default())
+    pub(crate) fn from_pod(&self, frame: &mut Frame) -> Result<Next, Reason> {
+        self.come_in(frame, From::Pod)
+    }
+
+    fn come_in(&self, frame: &mut Frame, from: From) -> Result<Next, Reason> {
+        let mut scratch = Scratch::default();
+        scratch.headers.from = from;
+        wire::ingress(frame, self, &mut scratch)?;
+        wire::translate(frame, self, &mut scratch)
+    }
+
+    /// To the network.
+    pub(crate) fn egress(&self, frame: &mut Frame) -> Result<Next, Reason> {
+        self.go_out(frame, true)
+    }
+
+    pub(crate) fn to_pod(&self, frame: &mut Frame) -> Result<Next, Reason> {
+        self.go_out(frame, false)
+    }
+
+    fn go_out(&self, frame: &mut Frame, host: bool) -> Result<Next, Reason> {
+        let mut scratch = Scratch::default();
+        wire::egress(frame, self, &mut scratch, host)?;
+        wire::translate(frame, self, &mut scratch)
     }
 
     pub(crate) fn counts(&self) -> Vec<(Reason, u64)> {
         let counters = self.counters.borrow();
         counters.iter().map(|(index, count)| (Reason::from_index(*index).unwrap(), *count)).collect()
     }
+}
+
+/// `len` in bits of the v4-mapped form.
+fn in_range(addr: Addr, range: Addr, len: u32) -> bool {
+    let bits = |addr: Addr| {
+        let [a, b] = addr.pairs();
+        u128::from_be_bytes([a.to_ne_bytes(), b.to_ne_bytes()].concat().try_into().unwrap())
+    };
+    let shift = 128 - len;
+    len == 0 || bits(addr) >> shift == bits(range) >> shift
 }
 
 impl Tables for World {
@@ -231,12 +277,49 @@ impl Tables for World {
         self.addresses.get(addr).copied().unwrap_or(0)
     }
 
+    fn cidr(&self, addr: Addr) -> CidrFlags {
+        let inside = self.cidrs.iter().filter(|(range, len, _)| in_range(addr, *range, *len));
+        inside.max_by_key(|(_, len, _)| *len).map_or(0, |(_, _, flags)| *flags)
+    }
+
+    fn is_admitted(&self, service: u32, addr: Addr) -> bool {
+        self.ranges.iter().any(|(of, range, len)| *of == service && in_range(addr, *range, *len))
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, affinity: Affinity) {
+        self.affinity.borrow_mut().insert(*key, affinity);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn set_fragment(&self, key: &FragmentKey, ports: FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, ports);
+    }
+
+    fn seconds(&self) -> u32 {
+        self.seconds.get()
+    }
+
     fn uplink(&self, _: u32) -> Option<Uplink> {
         Some(Uplink { v4: addr("192.0.2.1"), v6: addr("2001:db8::1") })
     }
 
     fn config(&self) -> Config {
-        Config { host_netns: 1, flow_seed: 0, flow_sets: 16, snat_first: 15_000, snat_last: 29_999 }
+        Config {
+            host_netns: 1,
+            flow_seed: 0,
+            flow_sets: 16,
+            snat_first: 15_000,
+            snat_last: 29_999,
+            flags: self.flags,
+            uplink: 2,
+        }
     }
 
     fn flows(&self) -> &Sets {

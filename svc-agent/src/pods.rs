@@ -1,0 +1,224 @@
+//! The interfaces that lead to this node's pods: traffic that a socket hook does not see, or may not judge, is translated
+//! there. They are followed as they come and go.
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::attach::PodPrograms;
+
+/// A pod's interface is made in several steps, each of which is a notice.
+const SETTLE: Duration = Duration::from_millis(5);
+/// A socket whose buffer overflows loses notices.
+const REREAD: Duration = Duration::from_secs(60);
+
+/// `--pod-interfaces`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum PodInterfaces {
+    /// Every veth and netkit whose other end is in another network namespace, uplinks left out.
+    #[default]
+    Auto,
+    None,
+    /// Those whose name is like one of these (shell patterns).
+    Like(Vec<glob::Pattern>),
+}
+
+impl FromStr for PodInterfaces {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "auto" => Ok(PodInterfaces::Auto),
+            "none" => Ok(PodInterfaces::None),
+            "" => Err("it is empty: say auto, none, or a pattern such as veth*".to_owned()),
+            list => list
+                .split(',')
+                .map(|pattern| {
+                    glob::Pattern::new(pattern.trim())
+                        .map_err(|error| format!("{:?} is no pattern: {error}", pattern.trim()))
+                })
+                .collect::<Result<_, _>>()
+                .map(PodInterfaces::Like),
+        }
+    }
+}
+
+impl PodInterfaces {
+    fn has(&self, interface: &Interface, uplinks: &[String]) -> bool {
+        !uplinks.contains(&interface.name)
+            && match self {
+                PodInterfaces::Auto => interface.leads_elsewhere,
+                PodInterfaces::None => false,
+                PodInterfaces::Like(patterns) => patterns.iter().any(|pattern| pattern.matches(&interface.name)),
+            }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Interface {
+    index: u32,
+    name: String,
+    /// One end of a pair whose other end is in another network namespace.
+    leads_elsewhere: bool,
+}
+
+/// Keeps the programs attached to the pods' interfaces.
+pub struct Pods {
+    which: PodInterfaces,
+    uplinks: Vec<String>,
+    programs: PodPrograms,
+    handle: Handle,
+    notices: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    connection: JoinHandle<()>,
+    attached: BTreeSet<Interface>,
+    /// Told of already.
+    refused: BTreeSet<Interface>,
+}
+
+impl Pods {
+    /// Attaches to the interfaces that there are.
+    ///
+    /// # Errors
+    /// Where the interfaces cannot be read. One that cannot be attached to is told in the log.
+    pub async fn start(which: PodInterfaces, uplinks: Vec<String>, programs: PodPrograms) -> anyhow::Result<Self> {
+        let (connection, handle, notices) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
+            .context("cannot open a netlink socket to follow the interfaces")?;
+        let connection = tokio::spawn(connection);
+        let (attached, refused) = (BTreeSet::new(), BTreeSet::new());
+        let mut pods = Pods { which, uplinks, programs, handle, notices, connection, attached, refused };
+        pods.attach().await.context("cannot read the node's interfaces")?;
+        Ok(pods)
+    }
+
+    /// Follows the interfaces for good.
+    ///
+    /// # Errors
+    /// Where the netlink socket breaks.
+    pub async fn follow(mut self) -> anyhow::Result<()> {
+        loop {
+            if let Ok(None) = timeout(REREAD, self.notices.next()).await {
+                anyhow::bail!("the netlink socket that follows the interfaces was closed");
+            }
+            sleep(SETTLE).await;
+            // The list about to be read has all that was noticed until now.
+            while self.notices.try_recv().is_ok() {}
+            if let Err(error) = self.attach().await {
+                warn!("cannot read the node's interfaces, trying again: {error}");
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    async fn attach(&mut self) -> Result<(), rtnetlink::Error> {
+        let all: Vec<Interface> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_filter_map(|link| async move { Ok(interface(&link)) })
+            .try_collect()
+            .await?;
+        let wanted: BTreeSet<Interface> =
+            all.into_iter().filter(|interface| self.which.has(interface, &self.uplinks)).collect();
+        let names: BTreeSet<&str> = wanted.iter().map(|interface| interface.name.as_str()).collect();
+        if let Err(error) = self.programs.forget_all_but(&names) {
+            warn!("cannot remove the links of interfaces that are gone: {error:#}");
+        }
+        let before = self.attached.len();
+        self.attached.retain(|interface| wanted.contains(interface));
+        self.refused.retain(|interface| wanted.contains(interface));
+        let gone = before - self.attached.len();
+        let mut new = 0;
+        for interface in &wanted {
+            if self.attached.contains(interface) {
+                continue;
+            }
+            match self.programs.attach(&interface.name) {
+                Ok(()) => {
+                    debug!(interface = interface.name, "attached to a pod's interface");
+                    self.attached.insert(interface.clone());
+                    self.refused.remove(interface);
+                    new += 1;
+                }
+                // It may have gone meanwhile, of which there will be a notice.
+                Err(error) => {
+                    if self.refused.insert(interface.clone()) {
+                        warn!(interface = interface.name, "cannot attach to a pod's interface: {error:#}");
+                    }
+                }
+            }
+        }
+        if new + gone > 0 {
+            info!(new, gone, all = self.attached.len(), "pods' interfaces");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pods {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+fn interface(link: &LinkMessage) -> Option<Interface> {
+    let mut name = None;
+    let (mut pair, mut elsewhere) = (false, false);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                pair = infos.iter().any(|info| match info {
+                    LinkInfo::Kind(InfoKind::Veth) => true,
+                    LinkInfo::Kind(InfoKind::Other(kind)) => kind == "netkit",
+                    _ => false,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(Interface { index: link.header.index, name: name?, leads_elsewhere: pair && elsewhere })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::auto_takes_a_pair_that_leads_elsewhere("auto", "veth0", true, true)]
+    #[case::auto_leaves_all_others("auto", "cni0", false, false)]
+    #[case::auto_leaves_uplinks("auto", "eth0", true, false)]
+    #[case::none("none", "veth0", true, false)]
+    #[case::a_pattern("cali*", "cali1234", false, true)]
+    #[case::a_pattern_alone_decides("cali*", "veth0", true, false)]
+    #[case::one_of_several("tap?, lxc*", "lxc9", false, true)]
+    fn which_interfaces_lead_to_pods(
+        #[case] which: &str,
+        #[case] name: &str,
+        #[case] leads_elsewhere: bool,
+        #[case] expected: bool,
+    ) {
+        let which: PodInterfaces = which.parse().unwrap();
+        let interface = Interface { index: 1, name: name.to_owned(), leads_elsewhere };
+        assert_eq!(which.has(&interface, &["eth0".to_owned()]), expected);
+    }
+
+    #[test]
+    fn a_bad_pattern_is_told() {
+        assert!("veth[".parse::<PodInterfaces>().unwrap_err().contains("veth["));
+        assert!("".parse::<PodInterfaces>().is_err());
+    }
+}

@@ -1,0 +1,182 @@
+//! What passes the node's interfaces: those to the network, and those to its pods.
+use svc_common::flow::{Hit, Key, Memory};
+use svc_common::map::{ADDRESS_LOCAL, ADDRESS_NODE};
+use svc_common::{Addr, Reason};
+
+use crate::family::{Family, V4, V6};
+use crate::forward::{Hop, check_hop_limit, send_on, set_link};
+use crate::packet::Packet;
+use crate::parse::{From, Headers, parse};
+use crate::rewrite::{Endpoints, rewrite, rewrite_error};
+use crate::tables::Tables;
+use crate::visit::Visit;
+
+/// What is known of the packet at hand. It is the caller's, since the kernel's stack of 512 bytes has no room for it.
+#[derive(Clone, Copy, Default)]
+pub struct Scratch {
+    pub headers: Headers,
+    key: Key,
+    hit: Hit,
+    pub hop: Hop,
+}
+
+/// Where a packet goes that was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Next {
+    /// On its way, by the node's stack.
+    Stack,
+    /// Out by `scratch.hop`.
+    Send,
+    /// In again by the uplink, where the kernel expects the address that is its source now (rp_filter).
+    Reenter,
+}
+
+/// Finds or opens the flow of a packet that comes in; `scratch.headers.from` is the caller's. [`translate`] is to follow.
+///
+/// # Errors
+/// Why it is not sent on.
+#[inline(always)]
+pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) -> Result<(), Reason> {
+    let Scratch { headers, key, hit, hop } = scratch;
+    hop.ifindex = 0;
+    parse(packet, tables, headers)?;
+    *key = Key::masqueraded(headers.src, headers.sport, headers.dport, headers.protocol);
+    let config = tables.config();
+    let port = u16::from_be(headers.dport);
+    let may_be_masqueraded = config.snat_first <= port && port <= config.snat_last;
+    if !may_be_masqueraded
+        || !follow(tables, key, headers, hit)
+        || tables.address(&headers.dst) & (ADDRESS_LOCAL | ADDRESS_NODE) == 0
+    {
+        *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
+        if !follow(tables, key, headers, hit) {
+            tables.open(headers, key, hit)?;
+            tables.count(Reason::FlowOpened, packet.size());
+        } else if hit.is_reverse() && !hit.is_to_stack() {
+            return Err(Reason::NotService);
+        }
+    }
+    Ok(())
+}
+
+/// Finds the flow of a packet that leaves: the reply of a backend is to take its frontend's address again. `host`: one that
+/// is addressed to a frontend, and was not seen where it came from, is to be translated as well. [`translate`] is to follow.
+///
+/// # Errors
+/// As [`ingress`].
+#[inline(always)]
+pub fn egress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch, host: bool) -> Result<(), Reason> {
+    let Scratch { headers, key, hit, hop } = scratch;
+    hop.ifindex = 0;
+    headers.from = From::Host;
+    parse(packet, tables, headers)?;
+    *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
+    if !follow(tables, key, headers, hit) {
+        if !host {
+            return Err(Reason::NotService);
+        }
+        tables.open(headers, key, hit)?;
+        tables.count(Reason::FlowOpened, packet.size());
+    } else if hit.is_reverse() == hit.is_to_stack() {
+        // A reply to the node's own connection was translated where it came in. A forward packet of somebody else's
+        // flow was translated before.
+        return Err(Reason::NotService);
+    }
+    Ok(())
+}
+
+/// Does to a packet what the flow in `scratch` says.
+///
+/// # Errors
+/// Why it is not sent on; it is unchanged then unless a kernel helper failed half way.
+#[inline(always)]
+pub fn translate<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Result<Next, Reason> {
+    let Scratch { headers, hit, hop, .. } = scratch;
+    let next = if headers.v4 {
+        apply::<P, T, V4>(packet, tables, headers, hit, hop)
+    } else {
+        apply::<P, T, V6>(packet, tables, headers, hit, hop)
+    }?;
+    tables.count(if hit.is_reverse() { Reason::Reply } else { Reason::FlowHit }, packet.size());
+    Ok(next)
+}
+
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn apply<P: Packet, T: Tables, F: Family>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers,
+    hit: &Hit,
+    hop: &mut Hop,
+) -> Result<Next, Reason> {
+    let dst = if hit.is_reverse() { hit.dst() } else { hit.to() };
+    if hit.is_masqueraded() {
+        let limit = check_hop_limit::<P, F>(packet)?;
+        packet.route(headers, &dst, hop)?;
+        let to = if hit.is_reverse() {
+            Endpoints { src: hit.to(), sport: hit.port, dst, dport: hit.second }
+        } else {
+            Endpoints { src: source::<T, F>(tables, hop.ifindex)?, sport: hit.second, dst, dport: hit.port }
+        };
+        rewrite_any::<P, F>(packet, headers, &to)?;
+        send_on::<P, F>(packet, limit, hop)?;
+        return Ok(Next::Send);
+    }
+    if hit.is_reverse() {
+        let to = Endpoints { src: hit.to(), sport: hit.port, dst, dport: hit.second };
+        rewrite_any::<P, F>(packet, headers, &to)?;
+        return Ok(if headers.from == From::Pod { Next::Reenter } else { Next::Stack });
+    }
+    if headers.from == From::Host {
+        packet.route(headers, &dst, hop)?;
+    }
+    let to = Endpoints { src: headers.src, sport: hit.second, dst, dport: hit.port };
+    rewrite_any::<P, F>(packet, headers, &to)?;
+    if headers.from != From::Host {
+        return Ok(Next::Stack);
+    }
+    set_link(packet, hop)?;
+    Ok(Next::Send)
+}
+
+#[inline(always)]
+fn rewrite_any<P: Packet, F: Family>(packet: &mut P, headers: &Headers, to: &Endpoints) -> Result<(), Reason> {
+    if !P::PLAIN && headers.is_icmp_error() {
+        rewrite_error::<P, F>(packet, headers, to)
+    } else {
+        rewrite::<P, F>(packet, headers, to)
+    }
+}
+
+/// What traffic that leaves by this interface takes as its source: the interface's address, else the node's.
+#[inline(always)]
+fn source<T: Tables, F: Family>(tables: &T, ifindex: u32) -> Result<Addr, Reason> {
+    let unspecified = if F::IS_V4 { Addr::ANY_V4 } else { Addr::ANY_V6 };
+    let of = |ifindex: u32| {
+        let uplink = tables.uplink(ifindex).unwrap_or_default();
+        if F::IS_V4 { uplink.v4 } else { uplink.v6 }
+    };
+    let own = of(ifindex);
+    let own = if own == unspecified || own == Addr::default() { of(0) } else { own };
+    if own == unspecified || own == Addr::default() { Err(Reason::NoRoute) } else { Ok(own) }
+}
+
+/// Finds the packet's flow and lets it live on; false where there is none, or one that has ended and is not to be gone on
+/// with: a new connection on a closed flow or towards a backend that has left, a datagram towards a backend that has left.
+#[inline(always)]
+fn follow<T: Tables>(tables: &T, key: &Key, headers: &Headers, hit: &mut Hit) -> bool {
+    let now = tables.now();
+    match tables.visit(key, headers, hit, now) {
+        Visit::None => false,
+        Visit::Over => {
+            tables.flows().close(key, hit);
+            false
+        }
+        Visit::Found => true,
+        Visit::Told => {
+            tables.flows().sync(key, hit, now);
+            true
+        }
+    }
+}
