@@ -47,6 +47,7 @@ const OBJ_GET_INFO_BY_FD: i64 = 15;
 const MAP_LOOKUP_BATCH: i64 = 24;
 const MAP_UPDATE_BATCH: i64 = 26;
 const LINK_UPDATE: i64 = 29;
+const LINK_DETACH: i64 = 34;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
@@ -319,4 +320,13 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     }
     let mut attr = Attr { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old: 0 };
     bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Takes a link's program off what it is attached to, at once: removing the link's last pin does so only later.
+///
+/// # Errors
+/// What the kernel says.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut link = link.as_raw_fd() as u32;
+    bpf(LINK_DETACH, &mut link).map(drop)
 }

@@ -24,7 +24,8 @@ const MASQUERADED: u16 = 1 << 15;
 /// unless another flow to the same backend has it already.
 ///
 /// # Errors
-/// Those of [`lookup`] and [`choose`], [`Reason::FlowTableFull`], [`Reason::NoSourcePort`].
+/// Those of [`lookup`] and [`choose`], [`Reason::NotService`] where the packet is none that a flow begins with,
+/// [`Reason::FlowTableFull`], [`Reason::NoSourcePort`].
 #[inline(always)]
 pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) -> Result<(), Reason> {
     let mut backend = BackendSlot::default();
@@ -59,12 +60,12 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) -> Result<(), Reason> {
-    if !headers.may_open() {
-        return Err(Reason::NotService);
-    }
     let frontend = lookup(tables, headers.dst, headers.dport, headers.protocol, false)?;
     let client = Client { addr: headers.src, scope: scope(tables, headers), is_known: true };
     choose(tables, &frontend, &client, backend)?;
+    if !headers.may_open() {
+        return Err(Reason::NotService);
+    }
     if masquerades(tables, headers, &frontend, backend) {
         backend.flags |= MASQUERADED;
     }

@@ -1,6 +1,7 @@
 //! `svc-agent cleanup`: takes everything out of the kernel again.
 use std::ffi::CString;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use anyhow::{Context as _, ensure};
 
 use super::print;
 use crate::inspect::DIRECTORIES;
+use crate::sys;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -58,6 +60,10 @@ fn remove(directory: &Path, mut tell: impl FnMut(&Path) -> anyhow::Result<()>) -
         };
         pins.sort();
         for pin in pins {
+            // What is no link, or is attached to nothing any more, only has to go.
+            if let Ok(link) = sys::open_pin(&pin) {
+                let _ = sys::link_detach(link.as_fd());
+            }
             done(&pin, std::fs::remove_file(&pin))?;
         }
         done(&kind, std::fs::remove_dir(&kind))?;
