@@ -31,9 +31,14 @@ pub struct Cluster {
 impl Cluster {
     /// Driven by a folder of manifests.
     pub fn with_manifests() -> Self {
+        Self::with_arguments(&[])
+    }
+
+    /// Driven by a folder of manifests, with these arguments for the agents.
+    pub fn with_arguments(arguments: &'static [&'static str]) -> Self {
         let lab = Lab::new().unwrap();
         let source = Source::directory(&lab);
-        Self::start(lab, source, &[])
+        Self::start(lab, source, arguments)
     }
 
     /// Driven by a folder of manifests, with XDP in front of tcx.

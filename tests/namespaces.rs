@@ -45,6 +45,40 @@ fn every_backend_answers(#[case] host: &str, #[case] target: &str) {
     Cluster::with_manifests().expect_balanced(host, &Options::to(target), &all_backends());
 }
 
+/// Pods' packets instead of their sockets.
+#[rstest]
+#[case::pod_to_cluster_ip(CLIENT, CLUSTER_IP)]
+#[case::pod_to_cluster_ip_v6(CLIENT, "http://[fd00:10:96::80]/")]
+#[case::pod_to_its_own_service("a1", CLUSTER_IP)]
+#[case::pod_to_its_own_service_v6("a1", "http://[fd00:10:96::80]/")]
+#[case::pod_to_its_own_node_port(CLIENT, "http://172.31.0.11:30080/")]
+#[case::pod_to_its_own_node_port_v6(CLIENT, "http://[fd00:31::11]:30080/")]
+#[case::pod_to_another_node_port(CLIENT, "http://172.31.0.12:30080/")]
+#[case::pod_to_another_node_port_v6(CLIENT, "http://[fd00:31::12]:30080/")]
+#[case::large_answer_to_a_pod(CLIENT, "http://10.96.0.80/bytes?n=300000")]
+#[case::large_answer_to_a_pod_v6(CLIENT, "http://[fd00:10:96::80]/bytes?n=300000")]
+#[case::udp_pod_to_cluster_ip(CLIENT, "udp://10.96.0.7:7")]
+#[case::udp_pod_to_cluster_ip_v6(CLIENT, "udp://[fd00:10:96::7]:7")]
+#[case::udp_pod_to_its_own_service("a1", "udp://10.96.0.7:7")]
+#[case::node_to_localhost_node_port(NODE_A, "http://127.0.0.1:30080/")]
+#[case::node_to_cluster_ip(NODE_A, CLUSTER_IP)]
+#[case::outside_to_one_node_port(OUTSIDE, "http://172.31.0.11:30080/")]
+fn every_backend_answers_with_only_the_nodes_sockets_translated(#[case] host: &str, #[case] target: &str) {
+    Cluster::with_arguments(&["--socket-lb", "host"]).expect_balanced(host, &Options::to(target), &all_backends());
+}
+
+/// Nobody's sockets: the node's own connections are translated where they leave by the uplink.
+#[rstest]
+#[case::pod_to_cluster_ip(CLIENT, CLUSTER_IP)]
+#[case::node_to_cluster_ip(NODE_A, CLUSTER_IP)]
+#[case::node_to_cluster_ip_v6(NODE_A, "http://[fd00:10:96::80]/")]
+#[case::udp_node_to_cluster_ip(NODE_A, "udp://10.96.0.7:7")]
+#[case::large_answer_to_the_node(NODE_A, "http://10.96.0.80/bytes?n=300000")]
+#[case::outside_to_the_other_node_port(OUTSIDE, "http://172.31.0.12:30080/")]
+fn every_backend_answers_with_no_socket_translated(#[case] host: &str, #[case] target: &str) {
+    Cluster::with_arguments(&["--socket-lb", "off"]).expect_balanced(host, &Options::to(target), &all_backends());
+}
+
 /// Generic, because native XDP of a veth wants more of its peer than a bridge port has.
 #[rstest]
 #[case::outside_to_one_node_port("http://172.31.0.11:30080/bytes?n=100000")]

@@ -161,6 +161,20 @@ pub fn interface_index(name: &str) -> anyhow::Result<u32> {
     nix::net::if_::if_nametoindex(name).with_context(|| format!("the interface {name}"))
 }
 
+/// The interface's link address, as it stands in a packet; zeros where it has none.
+///
+/// # Errors
+/// Where the interfaces cannot be listed.
+pub fn link_address(name: &str) -> anyhow::Result<[u16; 3]> {
+    let mut interfaces = getifaddrs().context("asking for the interfaces' link addresses")?;
+    let found = interfaces.find_map(|entry| {
+        let address = entry.address.as_ref()?.as_link_addr()?.addr()?;
+        (entry.interface_name == name).then_some(address)
+    });
+    let [a, b, c, d, e, f] = found.unwrap_or_default();
+    Ok([[a, b], [c, d], [e, f]].map(u16::from_ne_bytes))
+}
+
 /// The source addresses that forwarded traffic takes, by interface index: each interface's first global ones.
 ///
 /// # Errors

@@ -261,8 +261,11 @@ pub struct Config {
     pub flags: u32,
     /// The interface by which replies come back to the node's own connections that a socket hook did not see; 0: none.
     pub uplink: u32,
+    /// That interface's link address, as it stands in a packet.
+    pub uplink_mac: [u16; 3],
+    pub pad: u16,
 }
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 40);
 
 /// Every connection to a ClusterIP takes an address of this node as its source (kube-proxy's masqueradeAll).
 pub const CONFIG_MASQUERADE_ALL: u32 = 1;

@@ -126,7 +126,11 @@ fn apply<P: Packet, T: Tables, F: Family>(
     if hit.is_reverse() {
         let to = Endpoints { src: hit.to(), sport: hit.port, dst, dport: hit.second };
         rewrite_any::<P, F>(packet, headers, &to)?;
-        return Ok(if headers.from == From::Pod { Next::Reenter } else { Next::Stack });
+        if headers.from != From::Pod {
+            return Ok(Next::Stack);
+        }
+        packet.set(0, tables.config().uplink_mac)?;
+        return Ok(Next::Reenter);
     }
     if headers.from == From::Host {
         packet.route(headers, &dst, hop)?;

@@ -148,6 +148,8 @@ fn configure(
         snat_last,
         flags: if settings.socket_lb == SocketLb::Host { CONFIG_HOST_SOCKETS_ONLY } else { 0 },
         uplink: uplinks.first().map_or(Ok(0), |name| host::interface_index(name))?,
+        uplink_mac: uplinks.first().map_or(Ok([0; 3]), |name| host::link_address(name))?,
+        pad: 0,
     };
     Ok(sys::update(config, &0u32, &new)?)
 }

@@ -319,6 +319,8 @@ impl Tables for World {
             snat_last: 29_999,
             flags: self.flags,
             uplink: 2,
+            uplink_mac: [9, 9, 9],
+            pad: 0,
         }
     }
 
