@@ -1,11 +1,11 @@
 //! Every map, and the engine's tables made of them. Sizes are defaults: the agent sets them when it loads the programs.
 use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE};
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use svc_common::map::{
-    AddressFlags, Backend, BackendSlot, Config, Counter, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer,
-    Uplink,
+    AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, Config, Counter, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, Uplink,
 };
 use svc_common::{Addr, Reason, flow};
 use svc_ebpf::parse::Headers;
@@ -36,6 +36,16 @@ static CONFIG: Array<Config, 1> = Array::new();
 static FLOWS: Array<flow::Set, 65536, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 static SOCKETS: LruHashMap<SocketKey, SocketPeer, 131072> = LruHashMap::new();
+/// [`svc_common::map::SourceRangeKey`]: what follows the prefix length.
+#[btf_map]
+static SOURCE_RANGES: LpmTrie<[u8; 20], u32, 65536> = LpmTrie::new();
+/// [`svc_common::map::CidrKey`]: what follows the prefix length.
+#[btf_map]
+static CIDRS: LpmTrie<[u8; 16], CidrFlags, 1024> = LpmTrie::new();
+#[btf_map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity, 65536> = LruHashMap::new();
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, 32> = PerCpuArray::new();
 const _: () = assert!(Reason::ALL.len() <= 32);
