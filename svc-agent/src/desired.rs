@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use svc_common::Addr;
 use svc_common::map::{
-    ADDRESS_CLUSTER_IP, ADDRESS_NODE, BACKEND_LOCAL, Backend, BackendSlot, FRONTEND_CLUSTER_IP, FRONTEND_KIND,
-    Frontend, FrontendKey, cluster_set, local_set,
+    ADDRESS_CLUSTER_IP, ADDRESS_NODE, BACKEND_LOCAL, Backend, BackendSlot, CidrFlags, CidrKey, FRONTEND_CLUSTER_IP,
+    FRONTEND_KIND, Frontend, FrontendKey, SourceRangeKey, Uplink, cluster_set, local_set,
 };
 
 use crate::dataplane::State;
@@ -19,6 +19,7 @@ use crate::plan::{Plan, PortName, PortPlan, Target};
 pub struct Limits {
     pub services: u32,
     pub backends: u32,
+    pub source_ranges: u32,
 }
 
 /// What a backend id stands for: address, port in network byte order, protocol number.
@@ -26,6 +27,7 @@ type BackendKey = (Addr, u16, u8);
 
 #[derive(Debug)]
 pub struct Desired {
+    limits: Limits,
     state: State,
     touched: Touched,
     services: Pool<PortName>,
@@ -46,6 +48,7 @@ pub struct Desired {
 struct Placed {
     created: i64,
     ports: Vec<(u32, PortName)>,
+    source_ranges: BTreeSet<SourceRangeKey>,
     frontends: Vec<(FrontendKey, Frontend)>,
     cluster_ips: Vec<Addr>,
 }
@@ -58,6 +61,7 @@ impl Desired {
         let known: BTreeMap<u32, Backend> =
             realised.backends.iter().filter(|(id, _)| in_limits(id)).map(|(id, backend)| (*id, *backend)).collect();
         Desired {
+            limits,
             services: Pool::restore(limits.services, names),
             backends: Pool::restore(limits.backends, known.iter().map(|(id, backend)| (*id, backend_key(backend)))),
             state: State {
@@ -100,7 +104,11 @@ impl Desired {
 
     /// Some Service did not get all its ids, and there are free ones now.
     pub fn is_starved(&self) -> bool {
-        !self.starved.is_empty() && self.services.has_room() && self.backends.has_room()
+        !self.starved.is_empty() && self.services.has_room() && self.backends.has_room() && self.has_range_room()
+    }
+
+    fn has_range_room(&self) -> bool {
+        self.state.source_ranges.len() < self.limits.source_ranges as usize
     }
 
     pub fn has(&self, service: &ObjectName) -> bool {
@@ -119,6 +127,10 @@ impl Desired {
         let old = self.placed.remove(service).unwrap_or_default();
         let old_backends = self.backends_of(&old);
         self.starved.remove(service);
+        for key in &old.source_ranges {
+            self.state.source_ranges.remove(key);
+            self.touched.source_ranges.insert(*key);
+        }
 
         let mut new = Placed { created: plan.created, cluster_ips: plan.cluster_ips.clone(), ..Placed::default() };
         for port in &plan.ports {
@@ -207,15 +219,33 @@ impl Desired {
             );
         }
         let slots = |targets: &[Target]| -> Vec<BackendSlot> {
-            targets
+            let mut slots: Vec<_> = targets
                 .iter()
                 .filter_map(|target| {
                     let flags = if target.local { BACKEND_LOCAL } else { 0 };
                     let id = *ids.get(&(target.addr, target.port))?;
                     Some(BackendSlot { addr: target.addr, port: target.port, flags, id })
                 })
-                .collect()
+                .collect();
+            slots.sort_unstable_by_key(|slot| slot.id);
+            slots
         };
+        let mut refused = 0;
+        for (addr, len) in &port.source_ranges {
+            let key = SourceRangeKey::new(id, *addr, *len);
+            if !self.has_range_room() {
+                refused += 1;
+                continue;
+            }
+            self.state.source_ranges.insert(key);
+            self.touched.source_ranges.insert(key);
+            new.source_ranges.insert(key);
+        }
+        if refused > 0 {
+            warnings.push(
+                format!("port {:?} lacks {refused} source ranges: the kernel's map is full", port.name.port).into(),
+            );
+        }
         self.set_set(cluster_set(id), Some(slots(&port.cluster)));
         self.set_set(local_set(id), port.local.as_deref().map(slots));
         self.state.services.insert(id, map_name);
@@ -234,6 +264,18 @@ impl Desired {
         for addr in either {
             self.set_address(addr);
         }
+    }
+
+    pub fn set_cidrs(&mut self, cidrs: BTreeMap<CidrKey, CidrFlags>) {
+        let old = std::mem::replace(&mut self.state.cidrs, cidrs);
+        self.touched.cidrs.extend(old.keys().chain(self.state.cidrs.keys()));
+    }
+
+    /// `flags` are the configuration's, `node` the node's own addresses.
+    pub fn set_settings(&mut self, flags: u32, node: Uplink) {
+        self.state.flags = flags;
+        self.state.node = node;
+        self.touched.settings = true;
     }
 
     fn set_address(&mut self, addr: Addr) {

@@ -173,8 +173,7 @@ pub fn interface_addresses() -> anyhow::Result<BTreeMap<u32, Uplink>> {
         if ip.is_loopback() || matches!(ip, IpAddr::V6(v6) if is_link_local(v6)) {
             continue;
         }
-        let index = nix::net::if_::if_nametoindex(entry.interface_name.as_str())
-            .with_context(|| format!("the interface {}", entry.interface_name))?;
+        let index = interface_index(&entry.interface_name)?;
         let uplink = interfaces.entry(index).or_insert(Uplink { v4: Addr::ANY_V4, v6: Addr::ANY_V6 });
         let place = if ip.is_ipv4() { &mut uplink.v4 } else { &mut uplink.v6 };
         if *place == place.any() {
@@ -184,14 +183,20 @@ pub fn interface_addresses() -> anyhow::Result<BTreeMap<u32, Uplink>> {
     Ok(interfaces)
 }
 
+/// # Errors
+/// Where there is no such interface.
+pub fn interface_index(name: &str) -> anyhow::Result<u32> {
+    nix::net::if_::if_nametoindex(name).with_context(|| format!("the interface {name}"))
+}
+
 const fn is_link_local(address: Ipv6Addr) -> bool {
     address.segments()[0] & 0xffc0 == 0xfe80
 }
 
 /// NodePorts' default range (kube-apiserver's --service-node-port-range).
 const NODE_PORTS: (u16, u16) = (30_000, 32_767);
-/// Below are the ports of most daemons.
-const LOWEST_SNAT_PORT: u16 = 15_000;
+/// Below are the ports that a backend may take for a privileged client's.
+const LOWEST_SNAT_PORT: u16 = 1_024;
 
 /// Source ports for forwarded traffic, first and last: the widest range that neither the node's own sockets nor NodePorts
 /// use.
@@ -265,7 +270,7 @@ mod tests {
     use super::widest_gap;
 
     #[rstest]
-    #[case::default((32_768, 60_999), Some((15_000, 29_999)))]
+    #[case::default((32_768, 60_999), Some((1_024, 29_999)))]
     #[case::wide((1_024, 65_535), None)]
     #[case::from_ten_thousand((10_000, 50_000), Some((50_001, 65_535)))]
     #[case::low((1_024, 20_000), Some((32_768, 65_535)))]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use svc_common::map::{SCTP, TCP, UDP};
 
 /// A namespaced object's name.
@@ -122,6 +123,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// status.loadBalancer.ingress of ipMode VIP (KEP-1860).
     pub load_balancer_ips: Vec<IpAddr>,
+    /// spec.loadBalancerSourceRanges.
+    pub source_ranges: Vec<IpNet>,
     pub ports: Vec<ServicePort>,
     /// KEP-2086.
     pub internal_policy: Policy,
@@ -203,6 +206,17 @@ pub struct Node {
     pub zone: Option<Box<str>>,
     /// The first InternalIP of each family, else its first ExternalIP.
     pub primary: Vec<IpAddr>,
+    /// spec.podCIDRs.
+    pub pod_cidrs: Vec<IpNet>,
     /// Neither being deleted nor tainted by the cluster autoscaler for deletion: load balancers may send traffic here.
     pub eligible: bool,
+}
+
+/// A ServiceCIDR (KEP-1880).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceCidr {
+    pub name: Box<str>,
+    pub cidrs: Vec<IpNet>,
+    /// What could not be understood of the object, one sentence each.
+    pub faults: Vec<Box<str>>,
 }

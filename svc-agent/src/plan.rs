@@ -1,14 +1,14 @@
 //! One Service and its slices to what the kernel should have of them: a pure function.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use svc_common::Addr;
 use svc_common::map::{
     FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL,
-    FRONTEND_LOAD_BALANCER, FRONTEND_NODE_PORT, FrontendKey, ServiceName,
+    FRONTEND_LOAD_BALANCER, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES, FrontendKey, ServiceName,
 };
 
 use crate::object::{Family, Node, ObjectName, Policy, Protocol, Service, ServiceKind, ServicePort, Slice};
@@ -92,6 +92,8 @@ pub struct PortPlan {
     /// The Service port's own number, host byte order.
     pub port: u16,
     pub frontends: Vec<FrontendPlan>,
+    /// What frontends with FRONTEND_SOURCE_RANGES admit; empty where there are none.
+    pub source_ranges: BTreeSet<Range>,
     /// Ascending and without duplicates.
     pub cluster: Vec<Target>,
     /// Ascending and without duplicates; none where no frontend asks for local backends.
@@ -104,6 +106,16 @@ pub struct FrontendPlan {
     /// `FRONTEND_*`.
     pub flags: u32,
     pub affinity_seconds: u32,
+}
+
+/// An address and how many of its first bits count, as the kernel's maps have it: an IPv4 prefix counts the 96 bits before
+/// it.
+pub type Range = (Addr, u32);
+
+/// A CIDR as the kernel's maps have it.
+pub fn range(net: IpNet) -> Range {
+    let len = u32::from(net.prefix_len());
+    (net.network().into(), if net.addr().is_ipv4() { 96 + len } else { len })
 }
 
 /// One Service's share of the kernel's maps.
@@ -147,9 +159,16 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
             let name =
                 PortName { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol, family };
             let of_family = |addr: &&Addr| addr.is_v4() == (family == Family::V4);
+            let vips: Vec<Addr> = balancer_ips.iter().filter(of_family).copied().collect();
+            let source_ranges = source_ranges(&service.source_ranges, family, &vips, here);
             let mut frontends = Vec::new();
             let mut add = |addr: Addr, number: u16, flags: u32| {
                 let key = FrontendKey::new(addr, number.to_be(), port.protocol.number());
+                let flags = if !source_ranges.is_empty() && vips.contains(&addr) {
+                    flags | FRONTEND_SOURCE_RANGES
+                } else {
+                    flags
+                };
                 frontends.push(FrontendPlan { key, flags, affinity_seconds: service.affinity_seconds });
             };
             // Whoever uses a ClusterIP is in the cluster, wherever the packet comes from.
@@ -194,12 +213,32 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
                 name,
                 port: port.port,
                 frontends,
+                source_ranges,
                 cluster,
                 local: wants_local.then_some(local),
             });
         }
     }
     plan
+}
+
+/// The sources that may use a load balancer's addresses; empty means all. Kube-proxy's rules: ranges of the other family
+/// do not count, one that holds everything admits everything, and one that holds the node's address admits what comes
+/// from a load balancer's, since a node that has it as its own uses it as a source.
+fn source_ranges(ranges: &[IpNet], family: Family, vips: &[Addr], here: Here<'_>) -> BTreeSet<Range> {
+    let ranges: Vec<&IpNet> = ranges.iter().filter(|range| Family::of(range.addr()) == family).collect();
+    if vips.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+        return BTreeSet::new();
+    }
+    let node = here.addresses.iter().copied().find(|address| Family::of(*address) == family).unwrap_or(match family {
+        Family::V4 => Ipv4Addr::LOCALHOST.into(),
+        Family::V6 => Ipv6Addr::LOCALHOST.into(),
+    });
+    let mut admitted: BTreeSet<Range> = ranges.iter().map(|net| range(**net)).collect();
+    if ranges.iter().any(|net| net.contains(&node)) {
+        admitted.extend(vips.iter().map(|vip| (*vip, 128)));
+    }
+    admitted
 }
 
 /// The targets of policy Cluster and those of policy Local.
@@ -341,6 +380,7 @@ mod tests {
     use super::*;
     use crate::object::{Condition, Endpoint, SlicePort};
     use rstest::rstest;
+    use svc_common::map::FRONTEND_KIND;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -355,6 +395,7 @@ mod tests {
             cluster_ips: vec![ip("10.96.0.10"), ip("fd00:96::10")],
             external_ips: vec![],
             load_balancer_ips: vec![],
+            source_ranges: vec![],
             ports: vec![ServicePort { name: "http".into(), port: 80, protocol: Protocol::Tcp, node_port: 0 }],
             internal_policy: Policy::Cluster,
             external_policy: Policy::Cluster,
@@ -383,7 +424,7 @@ mod tests {
         }
     }
 
-    const HERE: Here<'_> = Here { node: "a", zone: None };
+    const HERE: Here<'_> = Here { node: "a", zone: None, addresses: &[] };
 
     fn addresses(targets: &[Target]) -> Vec<String> {
         targets.iter().map(|target| target.addr.to_string()).collect()
@@ -534,5 +575,64 @@ mod tests {
         let local = [ip("10.0.0.1"), ip("192.168.0.1"), ip("fd00::1")];
         let found = node_addresses(&local, Some(&node), &flag.parse().unwrap());
         assert_eq!(found, expected.iter().map(|text| Addr::from(ip(text))).collect());
+    }
+
+    /// The ranges that one of a Service's load balancer frontends admits, and whether all its frontends agree.
+    fn admitted(plan: &Plan, family: Family) -> Vec<String> {
+        let port = plan.ports.iter().find(|port| port.name.family == family).unwrap();
+        for frontend in &port.frontends {
+            let is_balancer = frontend.flags & FRONTEND_KIND == FRONTEND_LOAD_BALANCER;
+            let restricted = frontend.flags & FRONTEND_SOURCE_RANGES != 0;
+            assert_eq!(restricted, is_balancer && !port.source_ranges.is_empty(), "{frontend:?}");
+        }
+        let ranges = port.source_ranges.iter().map(|(addr, len)| crate::dataplane::dump::range_text(*addr, *len));
+        let sorted: BTreeSet<String> = ranges.collect();
+        sorted.into_iter().collect()
+    }
+
+    #[rstest]
+    #[case::none(&[], &[], &[])]
+    #[case::each_family_its_own(&["192.0.2.0/24", "2001:db8::/32"], &["192.0.2.0/24"], &["2001:db8::/32"])]
+    #[case::no_range_of_a_family_admits_all_of_it(&["192.0.2.0/24"], &["192.0.2.0/24"], &[])]
+    #[case::everything_admits_all(&["192.0.2.0/24", "0.0.0.0/0", "2001:db8::/32"], &[], &["2001:db8::/32"])]
+    #[case::with_the_node_the_balancer(
+        &["172.16.0.0/12", "fd00:31::/64"], &["172.16.0.0/12", "198.51.100.2/32"], &["2001:db8::2/128", "fd00:31::/64"]
+    )]
+    fn source_ranges_hold_for_the_balancers_addresses_alone(
+        #[case] ranges: &[&str],
+        #[case] v4: &[&str],
+        #[case] v6: &[&str],
+    ) {
+        let mut service = service();
+        service.ports[0].node_port = 30_080;
+        service.external_ips = vec![ip("198.51.100.1"), ip("2001:db8::1")];
+        service.load_balancer_ips = vec![ip("198.51.100.2"), ip("2001:db8::2")];
+        service.source_ranges = ranges.iter().map(|text| text.parse().unwrap()).collect();
+        let node = [ip("172.31.0.11"), ip("fd00:31::11")];
+        let plan = plan(&service, &[], Here { addresses: &node, ..HERE });
+        assert_eq!((admitted(&plan, Family::V4), admitted(&plan, Family::V6)), (texts(v4), texts(v6)));
+    }
+
+    fn texts(list: &[&str]) -> Vec<String> {
+        list.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_node_without_addresses_counts_as_its_loopback_address() {
+        let mut service = service();
+        service.load_balancer_ips = vec![ip("198.51.100.2")];
+        service.source_ranges = vec!["127.0.0.0/8".parse().unwrap()];
+        assert_eq!(admitted(&plan(&service, &[], HERE), Family::V4), ["127.0.0.0/8", "198.51.100.2/32"]);
+    }
+
+    #[test]
+    fn an_external_address_that_is_the_balancers_too_is_restricted() {
+        let mut service = service();
+        service.external_ips = vec![ip("198.51.100.2")];
+        service.load_balancer_ips = vec![ip("198.51.100.2")];
+        service.source_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+        let plan = plan(&service, &[], HERE);
+        let external = plan.ports[0].frontends.last().unwrap();
+        assert_eq!(external.flags, FRONTEND_EXTERNAL_IP | FRONTEND_SOURCE_RANGES);
     }
 }

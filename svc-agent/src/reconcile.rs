@@ -1,18 +1,21 @@
 //! The one owner of the state: takes events, plans what they touch, writes it to the kernel. Events that arrive while the
 //! kernel is being written go together in the next write.
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use svc_common::Addr;
+use svc_common::map::{CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, Uplink};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::apply::{Applier, backoff};
+use crate::cidrs::{self, PodDetector};
 use crate::dataplane::{ApplyError, Dataplane, State};
 use crate::desired::{Desired, Limits};
-use crate::object::ObjectName;
+use crate::object::{Node, ObjectName};
 use crate::plan::{NodePortAddresses, Plan, node_addresses, plan};
 use crate::source::Event;
 use crate::status::{Status, Sync};
@@ -25,6 +28,11 @@ pub struct Config {
     /// The agent's node; empty where it has no name, and so no local endpoints.
     pub node_name: String,
     pub nodeport_addresses: NodePortAddresses,
+    pub pods: PodDetector,
+    /// Every connection to a ClusterIP takes an address of the node as its source.
+    pub masquerade_all: bool,
+    /// The first uplink's addresses: the node's own while its Node object names none that it has.
+    pub uplink: Uplink,
     pub limits: Limits,
 }
 
@@ -113,9 +121,22 @@ impl<D: Dataplane> Reconciler<D> {
             info!(addresses = %list(&addresses), "node ports answer on");
             desired.set_node_addresses(addresses);
         }
+        if changes.node || changes.service_cidrs {
+            let pods = self.config.pods.ranges(self.store.node());
+            let services: Vec<_> = self.store.service_cidrs().flat_map(|object| object.cidrs.clone()).collect();
+            for object in self.store.service_cidrs() {
+                object.faults.iter().for_each(|fault| warn!(service_cidr = %object.name, "{fault}"));
+            }
+            let detects = if pods.is_empty() { 0 } else { CONFIG_DETECT_PODS };
+            let masquerades = if self.config.masquerade_all { CONFIG_MASQUERADE_ALL } else { 0 };
+            let node = own_addresses(self.store.addresses(), self.store.node(), self.config.uplink);
+            desired.set_cidrs(cidrs::map(&pods, &services));
+            desired.set_settings(detects | masquerades, node);
+        }
         changes.services.extend(desired.take_starved());
         let zone = self.store.node().and_then(|node| node.zone.as_deref());
-        let here = Here { node: &self.config.node_name, zone };
+        let addresses = self.store.node().map(|node| node.primary.as_slice()).unwrap_or_default();
+        let here = Here { node: &self.config.node_name, zone, addresses };
         for name in changes.services {
             let planned = match self.store.service(&name) {
                 Some(service) => plan(service, &self.store.slices_of(&name).collect::<Vec<_>>(), here),
@@ -197,6 +218,17 @@ impl<D: Dataplane> Reconciler<D> {
                 }
             }
         }
+    }
+}
+
+/// What the node sends from where an interface has no address of its own: the Node object's addresses, where this node has
+/// them.
+fn own_addresses(local: &[IpAddr], node: Option<&Node>, uplink: Uplink) -> Uplink {
+    let primary = node.map(|node| node.primary.as_slice()).unwrap_or_default();
+    let of = |v4: bool| primary.iter().find(|address| address.is_ipv4() == v4 && local.contains(address));
+    Uplink {
+        v4: of(true).map_or(uplink.v4, |address| Addr::from(*address)),
+        v6: of(false).map_or(uplink.v6, |address| Addr::from(*address)),
     }
 }
 
