@@ -11,8 +11,9 @@ use svc_common::map::{
 use crate::dataplane::State;
 use crate::diff::Touched;
 use crate::ids::Pool;
+use crate::notes::Reason;
 use crate::object::ObjectName;
-use crate::plan::{Plan, PortName, PortPlan, Target};
+use crate::plan::{Plan, PortName, PortPlan, Target, Warning};
 
 /// How many ids the kernel's maps have room for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,8 +122,8 @@ impl Desired {
         sets.filter_map(|(id, _)| self.state.sets.get(&cluster_set(*id))).map(Vec::len).sum()
     }
 
-    /// Puts a Service's plan in the place of its last one. Returns a sentence for each part of it that cannot be had.
-    pub fn place(&mut self, service: &ObjectName, plan: &Plan) -> Vec<Box<str>> {
+    /// Puts a Service's plan in the place of its last one. Returns a warning for each part of it that cannot be had.
+    pub fn place(&mut self, service: &ObjectName, plan: &Plan) -> Vec<Warning> {
         let mut warnings = Vec::new();
         let old = self.placed.remove(service).unwrap_or_default();
         let old_backends = self.backends_of(&old);
@@ -164,7 +165,8 @@ impl Desired {
         for (key, owner) in owners {
             if let Some(other) = self.settle_claims(key, owner, service, claimed.contains(&key)) {
                 let (addr, port) = (key.addr, u16::from_be(key.port));
-                warnings.push(format!("{addr} port {port} is Service {other}'s, which is older").into());
+                let text = format!("{addr} port {port} is Service {other}'s, which is older").into();
+                warnings.push(Warning { reason: Some(Reason::AddressConflict), text });
             }
         }
 
@@ -189,7 +191,7 @@ impl Desired {
     }
 
     /// Places one port, with as many of its backends as get an id.
-    fn place_port(&mut self, port: &PortPlan, new: &mut Placed, warnings: &mut Vec<Box<str>>) {
+    fn place_port(&mut self, port: &PortPlan, new: &mut Placed, warnings: &mut Vec<Warning>) {
         let Ok(map_name) = port.name.to_map(port.port) else { return };
         let id = match self.services.hold(&port.name) {
             Ok(id) => id,

@@ -131,6 +131,8 @@ pub struct Service {
     pub external_policy: Policy,
     /// ClientIP session affinity's timeout; 0 where there is none.
     pub affinity_seconds: u32,
+    /// spec.healthCheckNodePort, host byte order; 0 where load balancers have nothing to ask.
+    pub health_check_port: u16,
     /// What could not be understood of the object, one sentence each.
     pub faults: Vec<Box<str>>,
 }

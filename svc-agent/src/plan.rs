@@ -11,7 +11,9 @@ use svc_common::map::{
     FRONTEND_LOAD_BALANCER, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES, FrontendKey, ServiceName,
 };
 
+use crate::notes::Reason;
 use crate::object::{Family, Node, ObjectName, Policy, Protocol, Service, ServiceKind, ServicePort, Slice};
+use crate::service_health::Check;
 use crate::topology::{self, Candidate, Here};
 
 /// What one service id stands for. The port's number is no part of it: a port that is renumbered keeps its id.
@@ -124,8 +126,23 @@ pub struct Plan {
     pub created: i64,
     pub ports: Vec<PortPlan>,
     pub cluster_ips: Vec<Addr>,
-    /// A sentence for each thing in the objects that does not count.
-    pub warnings: Vec<Box<str>>,
+    pub health_check: Option<Check>,
+    /// For each thing in the objects that does not count.
+    pub warnings: Vec<Warning>,
+}
+
+/// What is wrong with a Service, in a sentence.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Warning {
+    /// None where it is for the log alone.
+    pub reason: Option<Reason>,
+    pub text: Box<str>,
+}
+
+impl From<String> for Warning {
+    fn from(text: String) -> Self {
+        Warning { reason: None, text: text.into() }
+    }
 }
 
 /// Slices' order does not matter.
@@ -134,19 +151,20 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
     if service.kind != ServiceKind::Proxied {
         return plan;
     }
-    plan.warnings.extend(service.faults.iter().cloned());
+    let of_log = |text: Box<str>| Warning { reason: None, text };
+    plan.warnings.extend(service.faults.iter().cloned().map(of_log));
     for slice in slices {
         plan.warnings.extend(slice.faults.iter().map(|fault| format!("slice {}: {fault}", slice.name.name).into()));
         for endpoint in &slice.endpoints {
             if let Err(refusal) = usable(endpoint.address) {
-                plan.warnings.push(
-                    format!("slice {}: endpoint {} is {refusal}: not used", slice.name.name, endpoint.address).into(),
-                );
+                let (slice, address) = (&slice.name.name, endpoint.address);
+                let text = format!("slice {slice}: endpoint {address} is {refusal}: not used").into();
+                plan.warnings.push(Warning { reason: Some(Reason::EndpointRefused), text });
             }
         }
     }
     if service.cluster_ips.is_empty() {
-        plan.warnings.push("it has no clusterIP: not served".into());
+        plan.warnings.push("it has no clusterIP: not served".to_owned().into());
         return plan;
     }
     let mut seen = BTreeSet::new();
@@ -219,7 +237,25 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
             });
         }
     }
+    plan.health_check = health_check(service, slices, &plan, here);
     plan
+}
+
+/// Kube-proxy counts ready endpoints of this node by address, whatever their port, in each family for itself.
+fn health_check(service: &Service, slices: &[&Slice], plan: &Plan, here: Here<'_>) -> Option<Check> {
+    if service.health_check_port == 0 || here.node.is_empty() {
+        return None;
+    }
+    let families = plan.cluster_ips.iter().map(|addr| if addr.is_v4() { Family::V4 } else { Family::V6 });
+    let endpoints = slices.iter().filter(|slice| !slice.ports.is_empty()).flat_map(|slice| &slice.endpoints);
+    let ready: BTreeSet<IpAddr> = endpoints
+        .filter(|endpoint| endpoint.condition.ready && endpoint.node.as_deref() == Some(here.node))
+        .map(|endpoint| endpoint.address)
+        .filter(|address| usable(*address).is_ok())
+        .collect();
+    let count = |family: Family| ready.iter().filter(|address| Family::of(**address) == family).count();
+    let endpoints: BTreeMap<Family, usize> = families.map(|family| (family, count(family))).collect();
+    (!endpoints.is_empty() && !service.ports.is_empty()).then_some(Check { port: service.health_check_port, endpoints })
 }
 
 /// The sources that may use a load balancer's addresses; empty means all. Kube-proxy's rules: ranges of the other family
@@ -317,7 +353,7 @@ fn usable(addr: IpAddr) -> Result<(), Unusable> {
 
 /// A frontend's address may be link-local (a node-local resolver's is), but nothing that the kernel's tables give a
 /// meaning of its own.
-fn frontend_addresses(what: &str, addresses: &[IpAddr], warnings: &mut Vec<Box<str>>) -> Vec<Addr> {
+fn frontend_addresses(what: &str, addresses: &[IpAddr], warnings: &mut Vec<Warning>) -> Vec<Addr> {
     let mut good = Vec::new();
     for address in addresses {
         match usable(*address) {
@@ -400,6 +436,7 @@ mod tests {
             internal_policy: Policy::Cluster,
             external_policy: Policy::Cluster,
             affinity_seconds: 0,
+            health_check_port: 0,
             faults: vec![],
         }
     }
@@ -488,7 +525,8 @@ mod tests {
         assert_eq!(addresses(&plan.ports[0].cluster), ["10.1.0.1"]);
         assert_eq!(plan.ports[1].cluster, []);
         assert_eq!(plan.warnings.len(), 1);
-        assert!(plan.warnings[0].contains("slice web-x7") && plan.warnings[0].contains("not used"));
+        assert!(plan.warnings[0].text.contains("slice web-x7") && plan.warnings[0].text.contains("not used"));
+        assert_eq!(plan.warnings[0].reason, Some(Reason::EndpointRefused));
     }
 
     #[test]
@@ -549,7 +587,7 @@ mod tests {
         service.name.name = "x".repeat(65).into();
         let plan = plan(&service, &[], HERE);
         assert!(plan.ports.is_empty());
-        assert!(plan.warnings[0].contains("longer than 64 bytes"));
+        assert!(plan.warnings[0].text.contains("longer than 64 bytes"));
     }
 
     #[test]
@@ -634,5 +672,30 @@ mod tests {
         let plan = plan(&service, &[], HERE);
         let external = plan.ports[0].frontends.last().unwrap();
         assert_eq!(external.flags, FRONTEND_EXTERNAL_IP | FRONTEND_SOURCE_RANGES);
+    }
+
+    #[rstest]
+    #[case::by_address_whatever_the_port(&[("10.1.0.1", "a", true), ("10.1.0.1", "a", true), ("10.1.0.2", "a", true)], [2, 0])]
+    #[case::each_family_its_own(&[("10.1.0.1", "a", true), ("fd00::1", "a", true), ("fd00::2", "a", true)], [1, 2])]
+    #[case::of_this_node(&[("10.1.0.1", "b", true), ("fd00::1", "a", true)], [0, 1])]
+    #[case::ready_ones(&[("10.1.0.1", "a", false)], [0, 0])]
+    #[case::usable_ones(&[("127.0.0.1", "a", true)], [0, 0])]
+    fn a_health_check_counts_local_ready_endpoints(
+        #[case] endpoints: &[(&str, &str, bool)],
+        #[case] expected: [usize; 2],
+    ) {
+        let service = Service { health_check_port: 32_000, ..service() };
+        let slices: Vec<_> = endpoints
+            .iter()
+            .enumerate()
+            .map(|(index, (address, node, ready))| {
+                // Terminating ones serve, but a balancer should go elsewhere.
+                let condition = Condition { ready: *ready, serving: true, terminating: !ready };
+                let endpoint = Endpoint { condition, ..endpoint(address, node) };
+                slice("s", if index == 0 { "http" } else { "other" }, Protocol::Tcp, vec![endpoint])
+            })
+            .collect();
+        let check = plan(&service, &slices.iter().collect::<Vec<_>>(), HERE).health_check.unwrap();
+        assert_eq!((check.port, check.endpoints.into_values().collect()), (32_000, expected.to_vec()));
     }
 }

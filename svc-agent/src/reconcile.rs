@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 use svc_common::Addr;
 use svc_common::map::{CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, Uplink};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::apply::{Applier, backoff};
 use crate::cidrs::{self, PodDetector};
 use crate::dataplane::{ApplyError, Dataplane, State};
 use crate::desired::{Desired, Limits};
+use crate::notes::{Note, Notes};
 use crate::object::{Node, ObjectName};
-use crate::plan::{NodePortAddresses, Plan, node_addresses, plan};
+use crate::plan::{NodePortAddresses, Plan, Warning, node_addresses, plan};
+use crate::service_health::Checks;
 use crate::source::Event;
 use crate::status::{Status, Sync};
 use crate::store::Store;
@@ -36,6 +38,19 @@ pub struct Config {
     pub limits: Limits,
 }
 
+/// Who is told of more than the kernel's state; by default nobody.
+#[derive(Debug)]
+pub struct Outlets {
+    pub health_checks: watch::Sender<Checks>,
+    pub notes: Notes,
+}
+
+impl Default for Outlets {
+    fn default() -> Self {
+        Outlets { health_checks: watch::Sender::new(Checks::default()), notes: Notes::default() }
+    }
+}
+
 #[derive(Debug)]
 pub struct Reconciler<D> {
     config: Config,
@@ -44,7 +59,9 @@ pub struct Reconciler<D> {
     desired: Option<Desired>,
     applier: Applier<D>,
     /// What was last said of a Service, to say it once.
-    warned: BTreeMap<ObjectName, Vec<Box<str>>>,
+    warned: BTreeMap<ObjectName, Vec<Warning>>,
+    health_checks: Checks,
+    outlets: Outlets,
     synced: bool,
     status: Arc<Status>,
 }
@@ -57,9 +74,15 @@ impl<D: Dataplane> Reconciler<D> {
             desired: None,
             applier: Applier::new(dataplane),
             warned: BTreeMap::new(),
+            health_checks: Checks::default(),
+            outlets: Outlets::default(),
             synced: false,
             status,
         }
+    }
+
+    pub fn with_outlets(self, outlets: Outlets) -> Self {
+        Reconciler { outlets, ..self }
     }
 
     pub fn take(&mut self, event: Event) {
@@ -83,6 +106,13 @@ impl<D: Dataplane> Reconciler<D> {
         let result = self.plan_and_apply();
         match &result {
             Ok(ops) => {
+                self.outlets.health_checks.send_if_modified(|checks| {
+                    let differ = *checks != self.health_checks;
+                    if differ {
+                        checks.clone_from(&self.health_checks);
+                    }
+                    differ
+                });
                 if let Some(desired) = &mut self.desired {
                     desired.settle();
                     self.status.synced(Sync {
@@ -119,6 +149,10 @@ impl<D: Dataplane> Reconciler<D> {
         if changes.node {
             let addresses = node_addresses(self.store.addresses(), self.store.node(), &self.config.nodeport_addresses);
             info!(addresses = %list(&addresses), "node ports answer on");
+            self.health_checks.addresses = match &self.config.nodeport_addresses {
+                NodePortAddresses::All => None,
+                _ => Some(addresses.iter().copied().map(IpAddr::from).collect()),
+            };
             desired.set_node_addresses(addresses);
         }
         if changes.node || changes.service_cidrs {
@@ -146,6 +180,10 @@ impl<D: Dataplane> Reconciler<D> {
             let is_new = !desired.has(&name);
             let mut warnings = desired.place(&name, &planned);
             warnings.extend(planned.warnings);
+            match planned.health_check {
+                Some(check) => drop(self.health_checks.services.insert(name.clone(), check)),
+                None => drop(self.health_checks.services.remove(&name)),
+            }
             if self.synced {
                 match (is_new, desired.has(&name)) {
                     (true, true) => info!(service = %name, backends = after, "service added"),
@@ -161,8 +199,12 @@ impl<D: Dataplane> Reconciler<D> {
             } else {
                 self.warned.insert(name.clone(), warnings.clone()).unwrap_or_default()
             };
-            for warning in warnings.iter().filter(|warning| !old.contains(warning)) {
-                warn!(service = %name, "{warning}");
+            let new = || warnings.iter().filter(|warning| !old.contains(warning));
+            new().for_each(|warning| warn!(service = %name, "{}", warning.text));
+            for reason in new().filter_map(|warning| warning.reason).collect::<BTreeSet<_>>() {
+                let texts: Vec<&str> =
+                    new().filter(|warning| warning.reason == Some(reason)).map(|warning| &*warning.text).collect();
+                self.outlets.notes.send(Note { service: name.clone(), reason, text: texts.join("; ") });
             }
         }
         let touched = desired.take_touched();

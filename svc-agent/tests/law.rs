@@ -104,7 +104,7 @@ prop_compose! {
         });
         Service {
             name, created, kind, families, cluster_ips, external_ips, load_balancer_ips, source_ranges, ports: ports.collect(),
-            internal_policy, external_policy, affinity_seconds, faults: vec![],
+            internal_policy, external_policy, affinity_seconds, health_check_port: 0, faults: vec![],
         }
     }
 }
@@ -373,6 +373,7 @@ proptest! {
             internal_policy: Policy::Cluster,
             external_policy: Policy::Cluster,
             affinity_seconds: 0,
+            health_check_port: 0,
             faults: vec![],
         };
         let endpoint = |last: u32| Endpoint {

@@ -8,17 +8,18 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use svc_common::map::MAX_BACKEND_ID;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::cidrs::PodDetector;
 use crate::dataplane::{Dataplane as _, Settings, XdpMode, aya};
 use crate::desired::Limits;
+use crate::notes::Notes;
 use crate::plan::NodePortAddresses;
-use crate::reconcile::{Config, Reconciler};
+use crate::reconcile::{Config, Outlets, Reconciler};
 use crate::source::{addresses, kubernetes, manifests};
 use crate::status::Status;
-use crate::{health, metrics, serve};
+use crate::{health, metrics, notes, serve, service_health};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
@@ -204,7 +205,16 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             source_ranges: dataplane.source_range_room(),
         },
     };
-    let reconciler = Reconciler::new(config, dataplane, Arc::clone(&status));
+    let (health_checks, wanted_checks) = watch::channel(service_health::Checks::default());
+    let (notes, told) = match &source {
+        Source::Kubernetes(_) => Notes::channel(),
+        Source::Manifests(_) => (Notes::default(), mpsc::channel(1).1),
+    };
+    let reconciler = Reconciler::new(config, dataplane, Arc::clone(&status))
+        .with_outlets(Outlets { health_checks, notes: notes.clone() });
+    let check_name = node_name.clone();
+    let check_status = Arc::clone(&status);
+    tokio::spawn(async move { service_health::run(wanted_checks, &check_name, check_status, notes).await });
     let runtime = tokio::runtime::Handle::current();
     let (stopped, mut has_stopped) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
@@ -222,6 +232,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
                     manifests::run(&directory, &node_name, events.clone(), Arc::clone(&status)).await
                 }
                 Source::Kubernetes(client) => {
+                    let (note_client, note_name) = (client.clone(), node_name.clone());
+                    tokio::spawn(async move { notes::run(note_client, &note_name, told).await });
                     kubernetes::run(client, &node_name, events.clone(), Arc::clone(&status)).await;
                     Ok(())
                 }

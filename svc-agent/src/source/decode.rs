@@ -96,6 +96,16 @@ pub fn service(object: &core::Service) -> Service {
         _ => 0,
     };
 
+    let external_policy = policy(text(|spec| &spec.external_traffic_policy));
+    let is_checked = text(|spec| &spec.type_) == Some("LoadBalancer") && external_policy == Policy::Local;
+    let health_check_port = match spec.and_then(|spec| spec.health_check_node_port).filter(|_| is_checked) {
+        Some(number) => port_number(number).unwrap_or_else(|| {
+            faults.push(format!("spec.healthCheckNodePort: {number} is no port number").into());
+            0
+        }),
+        None => 0,
+    };
+
     let mut ports = Vec::new();
     for port in spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default() {
         let name = port.name.as_deref().unwrap_or_default();
@@ -128,8 +138,9 @@ pub fn service(object: &core::Service) -> Service {
         source_ranges: cidrs("spec.loadBalancerSourceRanges", source_ranges, &mut faults),
         ports,
         internal_policy: policy(text(|spec| &spec.internal_traffic_policy)),
-        external_policy: policy(text(|spec| &spec.external_traffic_policy)),
+        external_policy,
         affinity_seconds,
+        health_check_port,
         faults,
     }
 }
