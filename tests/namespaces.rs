@@ -1,7 +1,7 @@
 //! Services of a folder of manifests, between hosts that are network namespaces: real clients, real servers.
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rstest::rstest;
 use svc_lab::agent::inspect;
@@ -77,6 +77,45 @@ fn every_backend_answers_with_only_the_nodes_sockets_translated(#[case] host: &s
 #[case::outside_to_the_other_node_port(OUTSIDE, "http://172.31.0.12:30080/")]
 fn every_backend_answers_with_no_socket_translated(#[case] host: &str, #[case] target: &str) {
     Cluster::with_arguments(&["--socket-lb", "off"]).expect_balanced(host, &Options::to(target), &all_backends());
+}
+
+#[test]
+fn source_ranges_are_in_the_kernel_and_follow_their_service() {
+    let mut cluster = Cluster::with_manifests();
+    let restricted = |ranges: &[&str]| {
+        let [mut service, slice] = service("edge", "10.96.0.90", &["a1", "b2"]);
+        service["spec"]["type"] = "LoadBalancer".into();
+        service["spec"]["loadBalancerSourceRanges"] = ranges.into();
+        service["status"]["loadBalancer"]["ingress"] = serde_json::json!([{ "ip": "192.0.2.90" }]);
+        [service, slice]
+    };
+    let sources = |cluster: &Cluster| -> Vec<(String, Vec<String>)> {
+        let rows = inspect(&cluster.lab, &NODES[0], &["services", "--output", "json"]).unwrap();
+        let rows: serde_json::Value = serde_json::from_str(&rows).unwrap();
+        let of_edge = rows.as_array().unwrap().iter().filter(|row| row["name"] == "edge");
+        let ranges = |row: &serde_json::Value| serde_json::from_value(row["sourceRanges"].clone()).unwrap();
+        of_edge.map(|row| (row["kind"].as_str().unwrap().to_owned(), ranges(row))).collect()
+    };
+    let expect = |cluster: &Cluster, ranges: &[&str]| {
+        let ranges: Vec<String> = ranges.iter().map(|range| (*range).to_owned()).collect();
+        let expected = [("ClusterIP".to_owned(), vec![]), ("LoadBalancer".to_owned(), ranges)];
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while sources(cluster) != expected && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(sources(cluster), expected);
+    };
+    for (given, wanted) in [
+        (&["198.51.100.0/24", "2001:db8::/32"][..], &["198.51.100.0/24"][..]),
+        (&["198.51.100.0/25", "203.0.113.7/32"], &["198.51.100.0/25", "203.0.113.7/32"]),
+        (&["198.51.100.0/24", "0.0.0.0/0"], &[]),
+    ] {
+        cluster.change(|manifests| restricted(given).into_iter().for_each(|object| manifests.put(object)));
+        expect(&cluster, wanted);
+        cluster.kill_agent(&NODES[0]);
+        cluster.start_agent(&NODES[0]);
+        expect(&cluster, wanted);
+    }
 }
 
 /// Generic, because native XDP of a veth wants more of its peer than a bridge port has.

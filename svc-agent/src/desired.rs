@@ -5,20 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use svc_common::Addr;
 use svc_common::map::{
     ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, AddressFlags, BACKEND_LOCAL, Backend,
-    BackendSlot, FRONTEND_CLUSTER_IP, FRONTEND_KIND, FRONTEND_NODE_PORT, Frontend, FrontendKey, cluster_set, local_set,
+    BackendSlot, CidrFlags, CidrKey, FRONTEND_CLUSTER_IP, FRONTEND_KIND, FRONTEND_NODE_PORT, Frontend, FrontendKey,
+    SourceRangeKey, Uplink, cluster_set, local_set,
 };
 
 use crate::dataplane::State;
 use crate::diff::Touched;
 use crate::ids::Pool;
+use crate::notes::Reason;
 use crate::object::ObjectName;
-use crate::plan::{Plan, PortName, PortPlan, Target};
+use crate::plan::{Plan, PortName, PortPlan, Target, Warning};
 
 /// How many ids the kernel's maps have room for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     pub services: u32,
     pub backends: u32,
+    pub source_ranges: u32,
 }
 
 /// What a backend id stands for: address, port in network byte order, protocol number.
@@ -26,6 +29,7 @@ type BackendKey = (Addr, u16, u8);
 
 #[derive(Debug)]
 pub struct Desired {
+    limits: Limits,
     state: State,
     touched: Touched,
     services: Pool<PortName>,
@@ -49,6 +53,7 @@ pub struct Desired {
 struct Placed {
     created: i64,
     ports: Vec<(u32, PortName)>,
+    source_ranges: BTreeSet<SourceRangeKey>,
     frontends: Vec<(FrontendKey, Frontend)>,
     addresses: BTreeSet<(Addr, AddressFlags)>,
 }
@@ -61,6 +66,7 @@ impl Desired {
         let known: BTreeMap<u32, Backend> =
             realised.backends.iter().filter(|(id, _)| in_limits(id)).map(|(id, backend)| (*id, *backend)).collect();
         Desired {
+            limits,
             services: Pool::restore(limits.services, names),
             backends: Pool::restore(limits.backends, known.iter().map(|(id, backend)| (*id, backend_key(backend)))),
             state: State {
@@ -104,7 +110,11 @@ impl Desired {
 
     /// Some Service did not get all its ids, and there are free ones now.
     pub fn is_starved(&self) -> bool {
-        !self.starved.is_empty() && self.services.has_room() && self.backends.has_room()
+        !self.starved.is_empty() && self.services.has_room() && self.backends.has_room() && self.has_range_room()
+    }
+
+    fn has_range_room(&self) -> bool {
+        self.state.source_ranges.len() < self.limits.source_ranges as usize
     }
 
     pub fn has(&self, service: &ObjectName) -> bool {
@@ -117,12 +127,16 @@ impl Desired {
         sets.filter_map(|(id, _)| self.state.sets.get(&cluster_set(*id))).map(Vec::len).sum()
     }
 
-    /// Puts a Service's plan in the place of its last one. Returns a sentence for each part of it that cannot be had.
-    pub fn place(&mut self, service: &ObjectName, plan: &Plan) -> Vec<Box<str>> {
+    /// Puts a Service's plan in the place of its last one. Returns a warning for each part of it that cannot be had.
+    pub fn place(&mut self, service: &ObjectName, plan: &Plan) -> Vec<Warning> {
         let mut warnings = Vec::new();
         let old = self.placed.remove(service).unwrap_or_default();
         let old_backends = self.backends_of(&old);
         self.starved.remove(service);
+        for key in &old.source_ranges {
+            self.state.source_ranges.remove(key);
+            self.touched.source_ranges.insert(*key);
+        }
 
         let mut new = Placed { created: plan.created, ..Placed::default() };
         for port in &plan.ports {
@@ -160,7 +174,8 @@ impl Desired {
         for (key, owner) in owners {
             if let Some(other) = self.settle_claims(key, owner, service, claimed.contains(&key)) {
                 let (addr, port) = (key.addr, u16::from_be(key.port));
-                warnings.push(format!("{addr} port {port} is Service {other}'s, which is older").into());
+                let text = format!("{addr} port {port} is Service {other}'s, which is older").into();
+                warnings.push(Warning { reason: Some(Reason::AddressConflict), text });
             }
         }
 
@@ -185,7 +200,7 @@ impl Desired {
     }
 
     /// Places one port, with as many of its backends as get an id.
-    fn place_port(&mut self, port: &PortPlan, new: &mut Placed, warnings: &mut Vec<Box<str>>) {
+    fn place_port(&mut self, port: &PortPlan, new: &mut Placed, warnings: &mut Vec<Warning>) {
         let Ok(map_name) = port.name.to_map(port.port) else { return };
         let id = match self.services.hold(&port.name) {
             Ok(id) => id,
@@ -222,6 +237,22 @@ impl Desired {
             });
             slots.collect::<BTreeMap<_, _>>().into_values().collect()
         };
+        let mut refused = 0;
+        for (addr, len) in &port.source_ranges {
+            let key = SourceRangeKey::new(id, *addr, *len);
+            if !self.has_range_room() {
+                refused += 1;
+                continue;
+            }
+            self.state.source_ranges.insert(key);
+            self.touched.source_ranges.insert(key);
+            new.source_ranges.insert(key);
+        }
+        if refused > 0 {
+            warnings.push(
+                format!("port {:?} lacks {refused} source ranges: the kernel's map is full", port.name.port).into(),
+            );
+        }
         self.set_set(cluster_set(id), Some(slots(&port.cluster)));
         self.set_set(local_set(id), port.local.as_deref().map(slots));
         self.state.services.insert(id, map_name);
@@ -241,6 +272,18 @@ impl Desired {
         for addr in touched {
             self.set_address(addr);
         }
+    }
+
+    pub fn set_cidrs(&mut self, cidrs: BTreeMap<CidrKey, CidrFlags>) {
+        let old = std::mem::replace(&mut self.state.cidrs, cidrs);
+        self.touched.cidrs.extend(old.keys().chain(self.state.cidrs.keys()));
+    }
+
+    /// `flags` are the configuration's, `node` the node's own addresses.
+    pub fn set_settings(&mut self, flags: u32, node: Uplink) {
+        self.state.flags = flags;
+        self.state.node = node;
+        self.touched.settings = true;
     }
 
     fn set_address(&mut self, addr: Addr) {

@@ -2,7 +2,7 @@
 use std::collections::BTreeSet;
 
 use svc_common::Addr;
-use svc_common::map::FrontendKey;
+use svc_common::map::{CidrKey, FrontendKey, SourceRangeKey};
 
 use crate::dataplane::{Op, State};
 
@@ -14,6 +14,10 @@ pub struct Touched {
     pub backends: BTreeSet<u32>,
     pub addresses: BTreeSet<Addr>,
     pub services: BTreeSet<u32>,
+    pub source_ranges: BTreeSet<SourceRangeKey>,
+    pub cidrs: BTreeSet<CidrKey>,
+    /// The flags of the configuration, and the node's own addresses.
+    pub settings: bool,
 }
 
 impl Touched {
@@ -25,6 +29,9 @@ impl Touched {
             backends: realised.backends.keys().chain(wanted.backends.keys()).copied().collect(),
             addresses: realised.addresses.keys().chain(wanted.addresses.keys()).copied().collect(),
             services: realised.services.keys().chain(wanted.services.keys()).copied().collect(),
+            source_ranges: realised.source_ranges.union(&wanted.source_ranges).copied().collect(),
+            cidrs: realised.cidrs.keys().chain(wanted.cidrs.keys()).copied().collect(),
+            settings: true,
         }
     }
 
@@ -34,6 +41,9 @@ impl Touched {
         self.backends.extend(other.backends);
         self.addresses.extend(other.addresses);
         self.services.extend(other.services);
+        self.source_ranges.extend(other.source_ranges);
+        self.cidrs.extend(other.cidrs);
+        self.settings |= other.settings;
     }
 
     pub fn is_empty(&self) -> bool {
@@ -42,11 +52,15 @@ impl Touched {
             && self.backends.is_empty()
             && self.addresses.is_empty()
             && self.services.is_empty()
+            && self.source_ranges.is_empty()
+            && self.cidrs.is_empty()
+            && !self.settings
     }
 }
 
-/// Whatever is referred to is there before what refers to it, and goes after it: new backends, sets, names, addresses and
-/// last frontends; then frontends go first, and backends die when no set holds them any more.
+/// Whatever is referred to is there before what refers to it, and goes after it: new backends, sets, names, source ranges,
+/// addresses and last frontends; then frontends go first, and backends die when no set holds them any more. Source ranges
+/// go before their service's name, so that no service without a name has some.
 pub fn diff(realised: &State, wanted: &State, touched: &Touched) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut deaths = Vec::new();
@@ -70,6 +84,19 @@ pub fn diff(realised: &State, wanted: &State, touched: &Touched) -> Vec<Op> {
             ops.push(Op::PutService(*id, *new));
         }
     }
+    let new = touched.source_ranges.iter().filter(|key| !realised.source_ranges.contains(key));
+    ops.extend(new.filter(|key| wanted.source_ranges.contains(key)).map(|key| Op::PutSourceRange(*key)));
+    for key in &touched.cidrs {
+        if let Some(new) = wanted.cidrs.get(key).filter(|new| realised.cidrs.get(key) != Some(new)) {
+            ops.push(Op::PutCidr(*key, *new));
+        }
+    }
+    if touched.settings && realised.flags != wanted.flags {
+        ops.push(Op::PutFlags(wanted.flags));
+    }
+    if touched.settings && realised.node != wanted.node {
+        ops.push(Op::PutNode(wanted.node));
+    }
     for addr in &touched.addresses {
         if let Some(new) = wanted.addresses.get(addr).filter(|new| realised.addresses.get(addr) != Some(new)) {
             ops.push(Op::PutAddress(*addr, *new));
@@ -83,6 +110,10 @@ pub fn diff(realised: &State, wanted: &State, touched: &Touched) -> Vec<Op> {
 
     let gone = |key: &FrontendKey| realised.frontends.contains_key(key) && !wanted.frontends.contains_key(key);
     ops.extend(touched.frontends.iter().filter(|key| gone(key)).map(|key| Op::DeleteFrontend(*key)));
+    let gone = |key: &SourceRangeKey| realised.source_ranges.contains(key) && !wanted.source_ranges.contains(key);
+    ops.extend(touched.source_ranges.iter().filter(|key| gone(key)).map(|key| Op::DeleteSourceRange(*key)));
+    let gone = |key: &CidrKey| realised.cidrs.contains_key(key) && !wanted.cidrs.contains_key(key);
+    ops.extend(touched.cidrs.iter().filter(|key| gone(key)).map(|key| Op::DeleteCidr(*key)));
     let gone = |addr: &Addr| realised.addresses.contains_key(addr) && !wanted.addresses.contains_key(addr);
     ops.extend(touched.addresses.iter().filter(|addr| gone(addr)).map(|addr| Op::DeleteAddress(*addr)));
     let gone = |id: &u32| realised.services.contains_key(id) && !wanted.services.contains_key(id);

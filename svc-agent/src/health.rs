@@ -1,8 +1,10 @@
 //! `/healthz` and `/livez`, as kube-proxy answers them, but not before every Service is in the kernel.
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
 use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
 
 use crate::serve::Answer;
 use crate::status::Status;
@@ -18,23 +20,54 @@ pub fn answer(path: &str, status: &Status, now: SystemTime) -> Option<Answer> {
         _ => return None,
     };
     let progress = status.progress();
-    let late = progress.failing_since.is_some_and(|since| now.duration_since(since).unwrap_or_default() >= PATIENCE);
     let eligible = status.node_eligible();
-    let healthy = progress.last.is_some() && !late && (eligible || !for_balancers);
+    let up_to_date = proxy_is_healthy(status, now);
+    let healthy = up_to_date && (eligible || !for_balancers);
     let updated = match progress.last {
         // The time of the look, not of the last change: balancers take an old one for a hung proxy.
         Some(_) if healthy => timestamp(now),
         Some((time, _)) => timestamp(time),
         None => "0001-01-01T00:00:00Z".to_owned(),
     };
-    let now = timestamp(now);
-    let body = if for_balancers {
-        format!(r#"{{"lastUpdated": "{updated}","currentTime": "{now}", "nodeEligible": {eligible}}}"#)
-    } else {
-        format!(r#"{{"lastUpdated": "{updated}","currentTime": "{now}"}}"#)
+    let family = |time: SystemTime| Family { last_updated: timestamp(time), healthy: up_to_date };
+    let body = Body {
+        last_updated: updated,
+        current_time: timestamp(now),
+        node_eligible: for_balancers.then_some(eligible),
+        healthy: up_to_date,
+        // One write serves both families.
+        status: progress.last.map(|(time, _)| ["IPv4", "IPv6"].map(|name| (name, family(time))).into()),
     };
+    let body = serde_json::to_string(&body).unwrap_or_default();
     let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Some(Answer { status, content_type: "application/json", body })
+}
+
+/// The kernel has every Service, and has not refused changes for long.
+pub fn proxy_is_healthy(status: &Status, now: SystemTime) -> bool {
+    let progress = status.progress();
+    let late = progress.failing_since.is_some_and(|since| now.duration_since(since).unwrap_or_default() >= PATIENCE);
+    progress.last.is_some() && !late
+}
+
+/// Kube-proxy's fields, as of 1.36.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body {
+    last_updated: String,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<BTreeMap<&'static str, Family>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Family {
+    last_updated: String,
+    healthy: bool,
 }
 
 fn timestamp(time: SystemTime) -> String {
@@ -85,9 +118,17 @@ mod tests {
         let status = Status::default();
         let time = SystemTime::UNIX_EPOCH;
         let body = |path| answer(path, &status, time).unwrap().body;
-        let common = r#""lastUpdated": "0001-01-01T00:00:00Z","currentTime": "1970-01-01T00:00:00Z""#;
-        assert_eq!(body("/healthz"), format!(r#"{{{common}, "nodeEligible": true}}"#));
-        assert_eq!(body("/livez"), format!("{{{common}}}"));
+        let common = r#""lastUpdated":"0001-01-01T00:00:00Z","currentTime":"1970-01-01T00:00:00Z""#;
+        assert_eq!(body("/healthz"), format!(r#"{{{common},"nodeEligible":true,"healthy":false}}"#));
+        assert_eq!(body("/livez"), format!(r#"{{{common},"healthy":false}}"#));
+        status.synced(SYNC);
+        status.set_node_eligible(false);
+        let fields: serde_json::Value = serde_json::from_str(&body("/healthz")).unwrap();
+        assert_eq!((&fields["nodeEligible"], &fields["healthy"]), (&false.into(), &true.into()));
+        for family in ["IPv4", "IPv6"] {
+            let of_family = &fields["status"][family];
+            assert_eq!((&of_family["lastUpdated"], &of_family["healthy"]), (&fields["lastUpdated"], &true.into()));
+        }
         assert_eq!(answer("/", &status, time), None);
     }
 }

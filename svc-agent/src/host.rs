@@ -209,8 +209,8 @@ const fn is_link_local(address: Ipv6Addr) -> bool {
 
 /// NodePorts' default range (kube-apiserver's --service-node-port-range).
 const NODE_PORTS: (u16, u16) = (30_000, 32_767);
-/// Below are the ports of most daemons.
-const LOWEST_SNAT_PORT: u16 = 15_000;
+/// Below are the ports that a backend may take for a privileged client's.
+const LOWEST_SNAT_PORT: u16 = 1_024;
 
 /// Source ports for forwarded traffic, first and last: the widest range that neither the node's own sockets nor NodePorts
 /// use.
@@ -284,7 +284,7 @@ mod tests {
     use super::widest_gap;
 
     #[rstest]
-    #[case::default((32_768, 60_999), Some((15_000, 29_999)))]
+    #[case::default((32_768, 60_999), Some((1_024, 29_999)))]
     #[case::wide((1_024, 65_535), None)]
     #[case::from_ten_thousand((10_000, 50_000), Some((50_001, 65_535)))]
     #[case::low((1_024, 20_000), Some((32_768, 65_535)))]

@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use serde::Serialize;
 use svc_common::flow::{self, Snapshot};
 use svc_common::map::{
-    ADDRESS_NODE, AddressFlags, Backend, BackendSlot, Counter, Frontend, FrontendKey, ServiceName, SocketKey,
-    SocketPeer, Uplink, pin,
+    ADDRESS_NODE, AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink, pin,
 };
 use svc_common::{Addr, Reason};
 
@@ -112,6 +112,17 @@ impl Pins {
             backends: self.backends()?.into_iter().collect(),
             addresses: self.entries::<Addr, AddressFlags>(pin::ADDRESSES)?.into_iter().collect(),
             services,
+            source_ranges: self
+                .trie_entries::<SourceRangeKey, u32>(pin::SOURCE_RANGES)?
+                .into_iter()
+                .map(|(key, _)| key)
+                .collect(),
+            cidrs: self.trie_entries::<CidrKey, CidrFlags>(pin::CIDRS)?.into_iter().collect(),
+            flags: self.map(pin::CONFIG)?.lookup::<Config>(0).with_context(|| unreadable(pin::CONFIG))?.flags,
+            node: match self.map(pin::UPLINKS)?.lookup(0) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Uplink::default(),
+                node => node.with_context(|| unreadable(pin::UPLINKS))?,
+            },
         })
     }
 
@@ -174,8 +185,12 @@ impl Pins {
             size(pin::BACKEND_SETS, state.sets.len())?,
             size(pin::BACKENDS, state.backends.values().filter(|backend| backend.live != 0).count())?,
             size(pin::ADDRESSES, state.addresses.len())?,
+            size(pin::SOURCE_RANGES, state.source_ranges.len())?,
+            size(pin::CIDRS, state.cidrs.len())?,
             size(pin::UPLINKS, self.entries::<u32, Uplink>(pin::UPLINKS)?.len())?,
             size(pin::SOCKETS, self.entries::<SocketKey, SocketPeer>(pin::SOCKETS)?.len())?,
+            size(pin::AFFINITY, self.entries::<AffinityKey, Affinity>(pin::AFFINITY)?.len())?,
+            size(pin::FRAGMENTS, self.entries::<FragmentKey, FragmentPorts>(pin::FRAGMENTS)?.len())?,
         ])
     }
 
@@ -207,6 +222,10 @@ impl Pins {
 
     fn entries<K: Plain, V: Plain>(&self, name: &str) -> anyhow::Result<Vec<(K, V)>> {
         self.map(name)?.entries().with_context(|| unreadable(name))
+    }
+
+    fn trie_entries<K: Plain, V: Plain>(&self, name: &str) -> anyhow::Result<Vec<(K, V)>> {
+        self.map(name)?.trie_entries().with_context(|| unreadable(name))
     }
 
     /// The ids that stand for something.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use svc_common::map::{SCTP, TCP, UDP};
 
 /// A namespaced object's name.
@@ -122,12 +123,16 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// status.loadBalancer.ingress of ipMode VIP (KEP-1860).
     pub load_balancer_ips: Vec<IpAddr>,
+    /// spec.loadBalancerSourceRanges.
+    pub source_ranges: Vec<IpNet>,
     pub ports: Vec<ServicePort>,
     /// KEP-2086.
     pub internal_policy: Policy,
     pub external_policy: Policy,
     /// ClientIP session affinity's timeout; 0 where there is none.
     pub affinity_seconds: u32,
+    /// spec.healthCheckNodePort, host byte order; 0 where load balancers have nothing to ask.
+    pub health_check_port: u16,
     /// What could not be understood of the object, one sentence each.
     pub faults: Vec<Box<str>>,
 }
@@ -203,6 +208,17 @@ pub struct Node {
     pub zone: Option<Box<str>>,
     /// The first InternalIP of each family, else its first ExternalIP.
     pub primary: Vec<IpAddr>,
+    /// spec.podCIDRs.
+    pub pod_cidrs: Vec<IpNet>,
     /// Neither being deleted nor tainted by the cluster autoscaler for deletion: load balancers may send traffic here.
     pub eligible: bool,
+}
+
+/// A ServiceCIDR (KEP-1880).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceCidr {
+    pub name: Box<str>,
+    pub cidrs: Vec<IpNet>,
+    /// What could not be understood of the object, one sentence each.
+    pub faults: Vec<Box<str>>,
 }

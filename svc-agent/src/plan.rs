@@ -1,17 +1,19 @@
 //! One Service and its slices to what the kernel should have of them: a pure function.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use svc_common::Addr;
 use svc_common::map::{
     FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL,
-    FRONTEND_LOAD_BALANCER, FRONTEND_NODE_PORT, FrontendKey, ServiceName,
+    FRONTEND_LOAD_BALANCER, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES, FrontendKey, ServiceName,
 };
 
+use crate::notes::Reason;
 use crate::object::{Family, Node, ObjectName, Policy, Protocol, Service, ServiceKind, ServicePort, Slice};
+use crate::service_health::Check;
 use crate::topology::{self, Candidate, Here};
 
 /// What one service id stands for. The port's number is no part of it: a port that is renumbered keeps its id.
@@ -92,6 +94,8 @@ pub struct PortPlan {
     /// The Service port's own number, host byte order.
     pub port: u16,
     pub frontends: Vec<FrontendPlan>,
+    /// What frontends with FRONTEND_SOURCE_RANGES admit; empty where there are none.
+    pub source_ranges: BTreeSet<Range>,
     /// Ascending and without duplicates.
     pub cluster: Vec<Target>,
     /// Ascending and without duplicates; none where no frontend asks for local backends.
@@ -106,14 +110,39 @@ pub struct FrontendPlan {
     pub affinity_seconds: u32,
 }
 
+/// An address and how many of its first bits count, as the kernel's maps have it: an IPv4 prefix counts the 96 bits before
+/// it.
+pub type Range = (Addr, u32);
+
+/// A CIDR as the kernel's maps have it.
+pub fn range(net: IpNet) -> Range {
+    let len = u32::from(net.prefix_len());
+    (net.network().into(), if net.addr().is_ipv4() { 96 + len } else { len })
+}
+
 /// One Service's share of the kernel's maps.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Plan {
     pub created: i64,
     pub ports: Vec<PortPlan>,
     pub cluster_ips: Vec<Addr>,
-    /// A sentence for each thing in the objects that does not count.
-    pub warnings: Vec<Box<str>>,
+    pub health_check: Option<Check>,
+    /// For each thing in the objects that does not count.
+    pub warnings: Vec<Warning>,
+}
+
+/// What is wrong with a Service, in a sentence.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Warning {
+    /// None where it is for the log alone.
+    pub reason: Option<Reason>,
+    pub text: Box<str>,
+}
+
+impl From<String> for Warning {
+    fn from(text: String) -> Self {
+        Warning { reason: None, text: text.into() }
+    }
 }
 
 /// Slices' order does not matter.
@@ -122,19 +151,20 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
     if service.kind != ServiceKind::Proxied {
         return plan;
     }
-    plan.warnings.extend(service.faults.iter().cloned());
+    let of_log = |text: Box<str>| Warning { reason: None, text };
+    plan.warnings.extend(service.faults.iter().cloned().map(of_log));
     for slice in slices {
         plan.warnings.extend(slice.faults.iter().map(|fault| format!("slice {}: {fault}", slice.name.name).into()));
         for endpoint in &slice.endpoints {
             if let Err(refusal) = usable(endpoint.address) {
-                plan.warnings.push(
-                    format!("slice {}: endpoint {} is {refusal}: not used", slice.name.name, endpoint.address).into(),
-                );
+                let (slice, address) = (&slice.name.name, endpoint.address);
+                let text = format!("slice {slice}: endpoint {address} is {refusal}: not used").into();
+                plan.warnings.push(Warning { reason: Some(Reason::EndpointRefused), text });
             }
         }
     }
     if service.cluster_ips.is_empty() {
-        plan.warnings.push("it has no clusterIP: not served".into());
+        plan.warnings.push("it has no clusterIP: not served".to_owned().into());
         return plan;
     }
     let mut seen = BTreeSet::new();
@@ -147,9 +177,16 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
             let name =
                 PortName { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol, family };
             let of_family = |addr: &&Addr| addr.is_v4() == (family == Family::V4);
+            let vips: Vec<Addr> = balancer_ips.iter().filter(of_family).copied().collect();
+            let source_ranges = source_ranges(&service.source_ranges, family, &vips, here);
             let mut frontends = Vec::new();
             let mut add = |addr: Addr, number: u16, flags: u32| {
                 let key = FrontendKey::new(addr, number.to_be(), port.protocol.number());
+                let flags = if !source_ranges.is_empty() && vips.contains(&addr) {
+                    flags | FRONTEND_SOURCE_RANGES
+                } else {
+                    flags
+                };
                 frontends.push(FrontendPlan { key, flags, affinity_seconds: service.affinity_seconds });
             };
             // Whoever uses a ClusterIP is in the cluster, wherever the packet comes from.
@@ -194,12 +231,50 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
                 name,
                 port: port.port,
                 frontends,
+                source_ranges,
                 cluster,
                 local: wants_local.then_some(local),
             });
         }
     }
+    plan.health_check = health_check(service, slices, &plan, here);
     plan
+}
+
+/// Kube-proxy counts ready endpoints of this node by address, whatever their port, in each family for itself.
+fn health_check(service: &Service, slices: &[&Slice], plan: &Plan, here: Here<'_>) -> Option<Check> {
+    if service.health_check_port == 0 || here.node.is_empty() {
+        return None;
+    }
+    let families = plan.cluster_ips.iter().map(|addr| if addr.is_v4() { Family::V4 } else { Family::V6 });
+    let endpoints = slices.iter().filter(|slice| !slice.ports.is_empty()).flat_map(|slice| &slice.endpoints);
+    let ready: BTreeSet<IpAddr> = endpoints
+        .filter(|endpoint| endpoint.condition.ready && endpoint.node.as_deref() == Some(here.node))
+        .map(|endpoint| endpoint.address)
+        .filter(|address| usable(*address).is_ok())
+        .collect();
+    let count = |family: Family| ready.iter().filter(|address| Family::of(**address) == family).count();
+    let endpoints: BTreeMap<Family, usize> = families.map(|family| (family, count(family))).collect();
+    (!endpoints.is_empty() && !service.ports.is_empty()).then_some(Check { port: service.health_check_port, endpoints })
+}
+
+/// The sources that may use a load balancer's addresses; empty means all. Kube-proxy's rules: ranges of the other family
+/// do not count, one that holds everything admits everything, and one that holds the node's address admits what comes
+/// from a load balancer's, since a node that has it as its own uses it as a source.
+fn source_ranges(ranges: &[IpNet], family: Family, vips: &[Addr], here: Here<'_>) -> BTreeSet<Range> {
+    let ranges: Vec<&IpNet> = ranges.iter().filter(|range| Family::of(range.addr()) == family).collect();
+    if vips.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+        return BTreeSet::new();
+    }
+    let node = here.addresses.iter().copied().find(|address| Family::of(*address) == family).unwrap_or(match family {
+        Family::V4 => Ipv4Addr::LOCALHOST.into(),
+        Family::V6 => Ipv6Addr::LOCALHOST.into(),
+    });
+    let mut admitted: BTreeSet<Range> = ranges.iter().map(|net| range(**net)).collect();
+    if ranges.iter().any(|net| net.contains(&node)) {
+        admitted.extend(vips.iter().map(|vip| (*vip, 128)));
+    }
+    admitted
 }
 
 /// The targets of policy Cluster and those of policy Local.
@@ -278,7 +353,7 @@ fn usable(addr: IpAddr) -> Result<(), Unusable> {
 
 /// A frontend's address may be link-local (a node-local resolver's is), but nothing that the kernel's tables give a
 /// meaning of its own.
-fn frontend_addresses(what: &str, addresses: &[IpAddr], warnings: &mut Vec<Box<str>>) -> Vec<Addr> {
+fn frontend_addresses(what: &str, addresses: &[IpAddr], warnings: &mut Vec<Warning>) -> Vec<Addr> {
     let mut good = Vec::new();
     for address in addresses {
         match usable(*address) {
@@ -341,6 +416,7 @@ mod tests {
     use super::*;
     use crate::object::{Condition, Endpoint, SlicePort};
     use rstest::rstest;
+    use svc_common::map::FRONTEND_KIND;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -355,10 +431,12 @@ mod tests {
             cluster_ips: vec![ip("10.96.0.10"), ip("fd00:96::10")],
             external_ips: vec![],
             load_balancer_ips: vec![],
+            source_ranges: vec![],
             ports: vec![ServicePort { name: "http".into(), port: 80, protocol: Protocol::Tcp, node_port: 0 }],
             internal_policy: Policy::Cluster,
             external_policy: Policy::Cluster,
             affinity_seconds: 0,
+            health_check_port: 0,
             faults: vec![],
         }
     }
@@ -383,7 +461,7 @@ mod tests {
         }
     }
 
-    const HERE: Here<'_> = Here { node: "a", zone: None };
+    const HERE: Here<'_> = Here { node: "a", zone: None, addresses: &[] };
 
     fn addresses(targets: &[Target]) -> Vec<String> {
         targets.iter().map(|target| target.addr.to_string()).collect()
@@ -447,7 +525,8 @@ mod tests {
         assert_eq!(addresses(&plan.ports[0].cluster), ["10.1.0.1"]);
         assert_eq!(plan.ports[1].cluster, []);
         assert_eq!(plan.warnings.len(), 1);
-        assert!(plan.warnings[0].contains("slice web-x7") && plan.warnings[0].contains("not used"));
+        assert!(plan.warnings[0].text.contains("slice web-x7") && plan.warnings[0].text.contains("not used"));
+        assert_eq!(plan.warnings[0].reason, Some(Reason::EndpointRefused));
     }
 
     #[test]
@@ -508,7 +587,7 @@ mod tests {
         service.name.name = "x".repeat(65).into();
         let plan = plan(&service, &[], HERE);
         assert!(plan.ports.is_empty());
-        assert!(plan.warnings[0].contains("longer than 64 bytes"));
+        assert!(plan.warnings[0].text.contains("longer than 64 bytes"));
     }
 
     #[test]
@@ -534,5 +613,89 @@ mod tests {
         let local = [ip("10.0.0.1"), ip("192.168.0.1"), ip("fd00::1")];
         let found = node_addresses(&local, Some(&node), &flag.parse().unwrap());
         assert_eq!(found, expected.iter().map(|text| Addr::from(ip(text))).collect());
+    }
+
+    /// The ranges that one of a Service's load balancer frontends admits, and whether all its frontends agree.
+    fn admitted(plan: &Plan, family: Family) -> Vec<String> {
+        let port = plan.ports.iter().find(|port| port.name.family == family).unwrap();
+        for frontend in &port.frontends {
+            let is_balancer = frontend.flags & FRONTEND_KIND == FRONTEND_LOAD_BALANCER;
+            let restricted = frontend.flags & FRONTEND_SOURCE_RANGES != 0;
+            assert_eq!(restricted, is_balancer && !port.source_ranges.is_empty(), "{frontend:?}");
+        }
+        let ranges = port.source_ranges.iter().map(|(addr, len)| crate::dataplane::dump::range_text(*addr, *len));
+        let sorted: BTreeSet<String> = ranges.collect();
+        sorted.into_iter().collect()
+    }
+
+    #[rstest]
+    #[case::none(&[], &[], &[])]
+    #[case::each_family_its_own(&["192.0.2.0/24", "2001:db8::/32"], &["192.0.2.0/24"], &["2001:db8::/32"])]
+    #[case::no_range_of_a_family_admits_all_of_it(&["192.0.2.0/24"], &["192.0.2.0/24"], &[])]
+    #[case::everything_admits_all(&["192.0.2.0/24", "0.0.0.0/0", "2001:db8::/32"], &[], &["2001:db8::/32"])]
+    #[case::with_the_node_the_balancer(
+        &["172.16.0.0/12", "fd00:31::/64"], &["172.16.0.0/12", "198.51.100.2/32"], &["2001:db8::2/128", "fd00:31::/64"]
+    )]
+    fn source_ranges_hold_for_the_balancers_addresses_alone(
+        #[case] ranges: &[&str],
+        #[case] v4: &[&str],
+        #[case] v6: &[&str],
+    ) {
+        let mut service = service();
+        service.ports[0].node_port = 30_080;
+        service.external_ips = vec![ip("198.51.100.1"), ip("2001:db8::1")];
+        service.load_balancer_ips = vec![ip("198.51.100.2"), ip("2001:db8::2")];
+        service.source_ranges = ranges.iter().map(|text| text.parse().unwrap()).collect();
+        let node = [ip("172.31.0.11"), ip("fd00:31::11")];
+        let plan = plan(&service, &[], Here { addresses: &node, ..HERE });
+        assert_eq!((admitted(&plan, Family::V4), admitted(&plan, Family::V6)), (texts(v4), texts(v6)));
+    }
+
+    fn texts(list: &[&str]) -> Vec<String> {
+        list.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_node_without_addresses_counts_as_its_loopback_address() {
+        let mut service = service();
+        service.load_balancer_ips = vec![ip("198.51.100.2")];
+        service.source_ranges = vec!["127.0.0.0/8".parse().unwrap()];
+        assert_eq!(admitted(&plan(&service, &[], HERE), Family::V4), ["127.0.0.0/8", "198.51.100.2/32"]);
+    }
+
+    #[test]
+    fn an_external_address_that_is_the_balancers_too_is_restricted() {
+        let mut service = service();
+        service.external_ips = vec![ip("198.51.100.2")];
+        service.load_balancer_ips = vec![ip("198.51.100.2")];
+        service.source_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+        let plan = plan(&service, &[], HERE);
+        let external = plan.ports[0].frontends.last().unwrap();
+        assert_eq!(external.flags, FRONTEND_EXTERNAL_IP | FRONTEND_SOURCE_RANGES);
+    }
+
+    #[rstest]
+    #[case::by_address_whatever_the_port(&[("10.1.0.1", "a", true), ("10.1.0.1", "a", true), ("10.1.0.2", "a", true)], [2, 0])]
+    #[case::each_family_its_own(&[("10.1.0.1", "a", true), ("fd00::1", "a", true), ("fd00::2", "a", true)], [1, 2])]
+    #[case::of_this_node(&[("10.1.0.1", "b", true), ("fd00::1", "a", true)], [0, 1])]
+    #[case::ready_ones(&[("10.1.0.1", "a", false)], [0, 0])]
+    #[case::usable_ones(&[("127.0.0.1", "a", true)], [0, 0])]
+    fn a_health_check_counts_local_ready_endpoints(
+        #[case] endpoints: &[(&str, &str, bool)],
+        #[case] expected: [usize; 2],
+    ) {
+        let service = Service { health_check_port: 32_000, ..service() };
+        let slices: Vec<_> = endpoints
+            .iter()
+            .enumerate()
+            .map(|(index, (address, node, ready))| {
+                // Terminating ones serve, but a balancer should go elsewhere.
+                let condition = Condition { ready: *ready, serving: true, terminating: !ready };
+                let endpoint = Endpoint { condition, ..endpoint(address, node) };
+                slice("s", if index == 0 { "http" } else { "other" }, Protocol::Tcp, vec![endpoint])
+            })
+            .collect();
+        let check = plan(&service, &slices.iter().collect::<Vec<_>>(), HERE).health_check.unwrap();
+        assert_eq!((check.port, check.endpoints.into_values().collect()), (32_000, expected.to_vec()));
     }
 }

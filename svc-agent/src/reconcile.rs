@@ -1,19 +1,24 @@
 //! The one owner of the state: takes events, plans what they touch, writes it to the kernel. Events that arrive while the
 //! kernel is being written go together in the next write.
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use svc_common::Addr;
+use svc_common::map::{CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, Uplink};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::apply::{Applier, backoff};
+use crate::cidrs::{self, PodDetector};
 use crate::dataplane::{ApplyError, Dataplane, State};
 use crate::desired::{Desired, Limits};
-use crate::object::ObjectName;
-use crate::plan::{NodePortAddresses, Plan, node_addresses, plan};
+use crate::notes::{Note, Notes};
+use crate::object::{Node, ObjectName};
+use crate::plan::{NodePortAddresses, Plan, Warning, node_addresses, plan};
+use crate::service_health::Checks;
 use crate::source::Event;
 use crate::status::{Status, Sync};
 use crate::store::Store;
@@ -25,7 +30,25 @@ pub struct Config {
     /// The agent's node; empty where it has no name, and so no local endpoints.
     pub node_name: String,
     pub nodeport_addresses: NodePortAddresses,
+    pub pods: PodDetector,
+    /// Every connection to a ClusterIP takes an address of the node as its source.
+    pub masquerade_all: bool,
+    /// The first uplink's addresses: the node's own while its Node object names none that it has.
+    pub uplink: Uplink,
     pub limits: Limits,
+}
+
+/// Who is told of more than the kernel's state; by default nobody.
+#[derive(Debug)]
+pub struct Outlets {
+    pub health_checks: watch::Sender<Checks>,
+    pub notes: Notes,
+}
+
+impl Default for Outlets {
+    fn default() -> Self {
+        Outlets { health_checks: watch::Sender::new(Checks::default()), notes: Notes::default() }
+    }
 }
 
 #[derive(Debug)]
@@ -36,7 +59,9 @@ pub struct Reconciler<D> {
     desired: Option<Desired>,
     applier: Applier<D>,
     /// What was last said of a Service, to say it once.
-    warned: BTreeMap<ObjectName, Vec<Box<str>>>,
+    warned: BTreeMap<ObjectName, Vec<Warning>>,
+    health_checks: Checks,
+    outlets: Outlets,
     synced: bool,
     status: Arc<Status>,
 }
@@ -49,9 +74,15 @@ impl<D: Dataplane> Reconciler<D> {
             desired: None,
             applier: Applier::new(dataplane),
             warned: BTreeMap::new(),
+            health_checks: Checks::default(),
+            outlets: Outlets::default(),
             synced: false,
             status,
         }
+    }
+
+    pub fn with_outlets(self, outlets: Outlets) -> Self {
+        Reconciler { outlets, ..self }
     }
 
     pub fn take(&mut self, event: Event) {
@@ -75,6 +106,13 @@ impl<D: Dataplane> Reconciler<D> {
         let result = self.plan_and_apply();
         match &result {
             Ok(ops) => {
+                self.outlets.health_checks.send_if_modified(|checks| {
+                    let differ = *checks != self.health_checks;
+                    if differ {
+                        checks.clone_from(&self.health_checks);
+                    }
+                    differ
+                });
                 if let Some(desired) = &mut self.desired {
                     desired.settle();
                     self.status.synced(Sync {
@@ -111,12 +149,29 @@ impl<D: Dataplane> Reconciler<D> {
         if changes.node {
             let addresses = node_addresses(self.store.addresses(), self.store.node(), &self.config.nodeport_addresses);
             info!(addresses = %list(&addresses), "node ports answer on");
+            self.health_checks.addresses = match &self.config.nodeport_addresses {
+                NodePortAddresses::All => None,
+                _ => Some(addresses.iter().copied().map(IpAddr::from).collect()),
+            };
             let local = self.store.addresses().iter().map(|address| Addr::from(*address)).collect();
             desired.set_node_addresses(addresses, local);
         }
+        if changes.node || changes.service_cidrs {
+            let pods = self.config.pods.ranges(self.store.node());
+            let services: Vec<_> = self.store.service_cidrs().flat_map(|object| object.cidrs.clone()).collect();
+            for object in self.store.service_cidrs() {
+                object.faults.iter().for_each(|fault| warn!(service_cidr = %object.name, "{fault}"));
+            }
+            let detects = if pods.is_empty() { 0 } else { CONFIG_DETECT_PODS };
+            let masquerades = if self.config.masquerade_all { CONFIG_MASQUERADE_ALL } else { 0 };
+            let node = own_addresses(self.store.addresses(), self.store.node(), self.config.uplink);
+            desired.set_cidrs(cidrs::map(&pods, &services));
+            desired.set_settings(detects | masquerades, node);
+        }
         changes.services.extend(desired.take_starved());
         let zone = self.store.node().and_then(|node| node.zone.as_deref());
-        let here = Here { node: &self.config.node_name, zone };
+        let addresses = self.store.node().map(|node| node.primary.as_slice()).unwrap_or_default();
+        let here = Here { node: &self.config.node_name, zone, addresses };
         for name in changes.services {
             let planned = match self.store.service(&name) {
                 Some(service) => plan(service, &self.store.slices_of(&name).collect::<Vec<_>>(), here),
@@ -126,6 +181,10 @@ impl<D: Dataplane> Reconciler<D> {
             let is_new = !desired.has(&name);
             let mut warnings = desired.place(&name, &planned);
             warnings.extend(planned.warnings);
+            match planned.health_check {
+                Some(check) => drop(self.health_checks.services.insert(name.clone(), check)),
+                None => drop(self.health_checks.services.remove(&name)),
+            }
             if self.synced {
                 match (is_new, desired.has(&name)) {
                     (true, true) => info!(service = %name, backends = after, "service added"),
@@ -141,8 +200,12 @@ impl<D: Dataplane> Reconciler<D> {
             } else {
                 self.warned.insert(name.clone(), warnings.clone()).unwrap_or_default()
             };
-            for warning in warnings.iter().filter(|warning| !old.contains(warning)) {
-                warn!(service = %name, "{warning}");
+            let new = || warnings.iter().filter(|warning| !old.contains(warning));
+            new().for_each(|warning| warn!(service = %name, "{}", warning.text));
+            for reason in new().filter_map(|warning| warning.reason).collect::<BTreeSet<_>>() {
+                let texts: Vec<&str> =
+                    new().filter(|warning| warning.reason == Some(reason)).map(|warning| &*warning.text).collect();
+                self.outlets.notes.send(Note { service: name.clone(), reason, text: texts.join("; ") });
             }
         }
         let touched = desired.take_touched();
@@ -198,6 +261,17 @@ impl<D: Dataplane> Reconciler<D> {
                 }
             }
         }
+    }
+}
+
+/// What the node sends from where an interface has no address of its own: the Node object's addresses, where this node has
+/// them.
+fn own_addresses(local: &[IpAddr], node: Option<&Node>, uplink: Uplink) -> Uplink {
+    let primary = node.map(|node| node.primary.as_slice()).unwrap_or_default();
+    let of = |v4: bool| primary.iter().find(|address| address.is_ipv4() == v4 && local.contains(address));
+    Uplink {
+        v4: of(true).map_or(uplink.v4, |address| Addr::from(*address)),
+        v6: of(false).map_or(uplink.v6, |address| Addr::from(*address)),
     }
 }
 

@@ -14,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 /// More connections than this at a time wait: a scraper has one.
 const CONNECTIONS: usize = 32;
@@ -35,7 +36,16 @@ pub async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener
 
 /// Answers GET and HEAD for the paths that `answer` knows.
 pub async fn serve(listener: TcpListener, answer: impl Fn(&str) -> Option<Answer> + Send + Sync + 'static) {
-    let answer = Arc::new(answer);
+    serve_all(listener, move |request| respond(request, &answer)).await;
+}
+
+/// Answers every request by `respond`. When this is dropped, its connections are, too.
+pub async fn serve_all(
+    listener: TcpListener,
+    respond: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
+) {
+    let respond = Arc::new(respond);
+    let mut connections = JoinSet::new();
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
@@ -44,10 +54,11 @@ pub async fn serve(listener: TcpListener, answer: impl Fn(&str) -> Option<Answer
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let answer = Arc::clone(&answer);
-        tokio::spawn(async move {
+        while connections.try_join_next().is_some() {}
+        let respond = Arc::clone(&respond);
+        connections.spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let response = respond(&request, answer.as_ref());
+                let response = respond(&request);
                 async move { Ok::<_, Infallible>(response) }
             });
             // A client that goes away, or sends no HTTP, is no concern of ours.

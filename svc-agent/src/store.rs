@@ -2,7 +2,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::object::{Node, ObjectName, Service, Slice};
+use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
 use crate::source::{Event, Kind};
 
 #[derive(Default, Debug)]
@@ -13,6 +13,8 @@ pub struct Store {
     /// A Service's name and one of its slices' (in the same namespace).
     slices_of: BTreeSet<(ObjectName, Box<str>)>,
     node: Option<Node>,
+    /// By name.
+    service_cidrs: BTreeMap<Box<str>, ServiceCidr>,
     addresses: Vec<IpAddr>,
     synced: BTreeSet<Kind>,
     changes: Changes,
@@ -24,6 +26,8 @@ pub struct Changes {
     pub services: BTreeSet<ObjectName>,
     /// The Node or the node's addresses changed.
     pub node: bool,
+    /// ServiceCIDRs changed.
+    pub service_cidrs: bool,
 }
 
 impl Store {
@@ -53,6 +57,10 @@ impl Store {
 
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    pub fn service_cidrs(&self) -> impl Iterator<Item = &ServiceCidr> {
+        self.service_cidrs.values()
     }
 
     pub fn addresses(&self) -> &[IpAddr] {
@@ -88,6 +96,17 @@ impl Store {
             Event::PutSlice(slice) => self.put_slice(slice),
             Event::DeleteSlice(name) => self.delete_slice(&name),
             Event::Node(node) => self.put_node(node),
+            Event::ServiceCidrs(list) => {
+                let cidrs = list.into_iter().map(|cidr| (cidr.name.clone(), cidr)).collect();
+                self.changes.service_cidrs |= self.service_cidrs != cidrs;
+                self.service_cidrs = cidrs;
+                self.synced.insert(Kind::ServiceCidr);
+            }
+            Event::PutServiceCidr(cidr) => {
+                self.changes.service_cidrs |= self.service_cidrs.get(&cidr.name) != Some(&cidr);
+                self.service_cidrs.insert(cidr.name.clone(), cidr);
+            }
+            Event::DeleteServiceCidr(name) => self.changes.service_cidrs |= self.service_cidrs.remove(&name).is_some(),
             Event::Addresses(addresses) => {
                 if self.addresses != addresses || !self.synced.contains(&Kind::Address) {
                     self.addresses = addresses;
@@ -132,8 +151,13 @@ impl Store {
 
     fn put_node(&mut self, node: Option<Node>) {
         let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
+        let primary = |node: &Option<Node>| node.as_ref().map(|node| node.primary.clone()).unwrap_or_default();
         if zone(&self.node) != zone(&node) {
             self.changes.services.extend(self.services.keys().cloned());
+        } else if primary(&self.node) != primary(&node) {
+            // Source ranges that hold the node's address hold the load balancer's as well.
+            let ranged = self.services.values().filter(|service| !service.source_ranges.is_empty());
+            self.changes.services.extend(ranged.map(|service| service.name.clone()));
         }
         if self.node != node || !self.synced.contains(&Kind::Node) {
             self.node = node;
@@ -159,9 +183,13 @@ mod tests {
     #[test]
     fn nothing_is_ready_before_every_kind_has_a_whole_list() {
         let mut store = Store::default();
-        for event in
-            [Event::Services(vec![]), Event::PutSlice(slice("s", "a")), Event::Node(None), Event::Addresses(vec![])]
-        {
+        for event in [
+            Event::Services(vec![]),
+            Event::PutSlice(slice("s", "a")),
+            Event::Node(None),
+            Event::ServiceCidrs(vec![]),
+            Event::Addresses(vec![]),
+        ] {
             store.take(event);
             assert!(!store.is_ready());
         }

@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use svc_common::Addr;
 use svc_common::map::{
-    Backend, BackendSlot, Config, Counter, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, Uplink,
+    Affinity, AffinityKey, Backend, BackendSlot, CidrKey, Config, Counter, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
 };
 
 /// Plain bytes: a key or a value of a map.
@@ -33,7 +34,13 @@ plain!(
     Config,
     SocketKey,
     SocketPeer,
-    Counter
+    Counter,
+    SourceRangeKey,
+    CidrKey,
+    AffinityKey,
+    Affinity,
+    FragmentKey,
+    FragmentPorts
 );
 
 const MAP_CREATE: i64 = 0;
@@ -131,7 +138,7 @@ pub fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     }
 }
 
-/// A hash map's entries, one by one; what changes meanwhile may be missing or old.
+/// A hash map's or a trie's entries, one by one; what changes meanwhile may be missing or old.
 ///
 /// # Errors
 /// What the kernel says.
@@ -197,6 +204,28 @@ pub fn update_batch<K: Plain, V: Plain>(
         let done = attr.count as usize;
         (if done < keys.len() { done } else { 0 }, error)
     })
+}
+
+/// Entries of a trie, which takes batches only from Linux 5.16 on. In an error's place: how many were written.
+///
+/// # Errors
+/// What the kernel says of the first entry that it refuses.
+pub fn update_trie<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> Result<(), (usize, io::Error)> {
+    /// The kernel's own number, which is not for user space and yet comes.
+    const ENOTSUPP: i32 = 524;
+    match update_batch(map, keys, values) {
+        Err((0, error)) if [libc::EOPNOTSUPP, ENOTSUPP].contains(&error.raw_os_error().unwrap_or(0)) => {
+            let pairs = keys.iter().zip(values).enumerate();
+            pairs
+                .into_iter()
+                .try_for_each(|(done, (key, value))| update(map, key, value).map_err(|error| (done, error)))
+        }
+        result => result,
+    }
 }
 
 /// An array's entries, absent ones (of an array of maps) left out.

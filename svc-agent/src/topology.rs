@@ -1,5 +1,7 @@
 //! Which of a service port's endpoints traffic may go to, for each traffic policy: the rules of kube-proxy's
 //! `CategorizeEndpoints` (KEP-1669 terminating endpoints, KEP-2086 internalTrafficPolicy, KEP-2433 and KEP-3015 hints).
+use std::net::IpAddr;
+
 use crate::object::Condition;
 
 /// What the choice looks at of an endpoint.
@@ -18,6 +20,8 @@ pub struct Here<'a> {
     pub node: &'a str,
     /// None where the node has no zone label, or there is no Node object.
     pub zone: Option<&'a str>,
+    /// Its primary addresses, at most one a family.
+    pub addresses: &'a [IpAddr],
 }
 
 /// Endpoints by their index among the candidates, ascending.
@@ -151,14 +155,14 @@ mod tests {
             .iter()
             .map(|(node_hints, zone_hints)| Candidate { node_hints, zone_hints, ..at(AWAY, Condition::READY) })
             .collect();
-        assert_eq!(choose(&candidates, Here { node: "a", zone }).cluster, cluster);
+        assert_eq!(choose(&candidates, Here { node: "a", zone, ..Here::default() }).cluster, cluster);
     }
 
     #[test]
     fn hints_of_endpoints_that_are_not_ready_do_not_count() {
         let zone: [Box<str>; 1] = ["z1".into()];
         let hinted = Candidate { zone_hints: &zone, ..at(AWAY, Condition::READY) };
-        let choice = choose(&[hinted, at(AWAY, TERMINATING)], Here { node: "a", zone: Some("z1") });
+        let choice = choose(&[hinted, at(AWAY, TERMINATING)], Here { node: "a", zone: Some("z1"), ..Here::default() });
         assert_eq!(choice.cluster, [0]);
     }
 
@@ -168,7 +172,7 @@ mod tests {
         let there = Candidate { zone_hints: &zone, ..at(AWAY, Condition::READY) };
         let other: [Box<str>; 1] = ["z2".into()];
         let here = Candidate { zone_hints: &other, ..at(HERE, Condition::READY) };
-        let choice = choose(&[there, here], Here { node: "a", zone: Some("z1") });
+        let choice = choose(&[there, here], Here { node: "a", zone: Some("z1"), ..Here::default() });
         assert_eq!(choice, Choice { cluster: vec![0], local: vec![1] });
     }
 }

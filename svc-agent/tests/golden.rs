@@ -1,7 +1,9 @@
 //! Manifests in, the kernel's maps out. `cargo insta review` accepts a change.
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use svc_agent::cidrs::PodDetector;
 use svc_agent::dataplane::dump::dump;
 use svc_agent::dataplane::fake::Fake;
 use svc_agent::desired::Limits;
@@ -9,6 +11,8 @@ use svc_agent::plan::NodePortAddresses;
 use svc_agent::reconcile::{Config, Reconciler};
 use svc_agent::source::{Event, manifests};
 use svc_agent::status::Status;
+use svc_common::Addr;
+use svc_common::map::Uplink;
 
 /// What node-a's kernel gets of the file.
 fn maps_of(file: &str) -> String {
@@ -17,13 +21,17 @@ fn maps_of(file: &str) -> String {
     let config = Config {
         node_name: "node-a".to_owned(),
         nodeport_addresses: NodePortAddresses::All,
-        limits: Limits { services: 100, backends: 100 },
+        pods: PodDetector::NodeCidr,
+        masquerade_all: false,
+        uplink: Uplink { v4: Addr::ANY_V4, v6: "fd00:7::1".parse::<IpAddr>().unwrap().into() },
+        limits: Limits { services: 100, backends: 100, source_ranges: 100 },
     };
     let mut reconciler = Reconciler::new(config, Fake::default(), Arc::new(Status::default()));
     for event in [
         Event::Services(objects.services),
         Event::Slices(objects.slices),
         Event::Node(objects.nodes.first().cloned()),
+        Event::ServiceCidrs(objects.service_cidrs),
         Event::Addresses(vec!["192.168.7.1".parse().unwrap(), "fd00:7::1".parse().unwrap()]),
     ] {
         reconciler.take(event);

@@ -1,29 +1,48 @@
 //! Laws of the way from events to the kernel, over random objects, kernels and faults.
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
+use svc_agent::cidrs::PodDetector;
 use svc_agent::dataplane::State;
 use svc_agent::dataplane::dump::dump;
 use svc_agent::dataplane::fake::Fake;
 use svc_agent::desired::Limits;
 use svc_agent::object::{
-    Condition, Endpoint, Family, Node, ObjectName, Policy, Protocol, Service, ServiceKind, ServicePort, Slice,
-    SlicePort,
+    Condition, Endpoint, Family, Node, ObjectName, Policy, Protocol, Service, ServiceCidr, ServiceKind, ServicePort,
+    Slice, SlicePort,
 };
-use svc_agent::plan::NodePortAddresses;
+use svc_agent::plan::{NodePortAddresses, PortName};
 use svc_agent::reconcile::{Config, Reconciler};
 use svc_agent::source::Event;
 use svc_agent::status::Status;
-use svc_common::map::{FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, cluster_set, local_set};
+use svc_common::map::{
+    FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_SOURCE_RANGES, SourceRangeKey, Uplink,
+    cluster_set, local_set,
+};
 
-const ROOM: Limits = Limits { services: 1_000, backends: 1_000 };
+const ROOM: Limits = Limits { services: 1_000, backends: 1_000, source_ranges: 1_000 };
 
 fn reconciler(kernel: Fake, limits: Limits) -> Reconciler<Fake> {
-    let config = Config { node_name: "a".to_owned(), nodeport_addresses: NodePortAddresses::All, limits };
+    let config = Config {
+        node_name: "a".to_owned(),
+        nodeport_addresses: NodePortAddresses::All,
+        pods: PodDetector::NodeCidr,
+        masquerade_all: false,
+        uplink: Uplink::default(),
+        limits,
+    };
     let mut reconciler = Reconciler::new(config, kernel, Arc::new(Status::default()));
-    for event in [Event::Services(vec![]), Event::Slices(vec![]), Event::Node(None), Event::Addresses(vec![])] {
+    for event in [
+        Event::Services(vec![]),
+        Event::Slices(vec![]),
+        Event::Node(None),
+        Event::ServiceCidrs(vec![]),
+        Event::Addresses(vec![]),
+    ] {
         reconciler.take(event);
     }
     reconciler
@@ -51,6 +70,11 @@ fn names() -> impl Strategy<Value = ObjectName> {
     select(&["a", "b", "c", "d"][..]).prop_map(|name| ObjectName::new("default", name))
 }
 
+fn nets() -> impl Strategy<Value = IpNet> {
+    select(&["192.0.2.0/24", "198.51.100.0/25", "10.0.0.0/8", "2001:db8::/32", "fd00::/8"][..])
+        .prop_map(|text| text.parse().unwrap())
+}
+
 fn protocols() -> impl Strategy<Value = Protocol> {
     select(&[Protocol::Tcp, Protocol::Udp][..])
 }
@@ -69,6 +93,7 @@ prop_compose! {
         cluster_ips in prop::collection::vec(ips("10.96.0.", "fd00:96::"), 0..3),
         external_ips in prop::collection::vec(ips("10.96.0.", "2001:db8::"), 0..3),
         load_balancer_ips in prop::collection::vec(ips("192.0.2.", "2001:db8::"), 0..2),
+        source_ranges in prop::collection::vec(nets(), 0..3),
         ports in prop::collection::vec((select(&["", "x", "y"][..]), 1..4u16, protocols(), 0..3u16), 0..3),
         internal_policy in policies(),
         external_policy in policies(),
@@ -78,8 +103,8 @@ prop_compose! {
             ServicePort { name: name.into(), port, protocol, node_port }
         });
         Service {
-            name, created, kind, families, cluster_ips, external_ips, load_balancer_ips, ports: ports.collect(),
-            internal_policy, external_policy, affinity_seconds, faults: vec![],
+            name, created, kind, families, cluster_ips, external_ips, load_balancer_ips, source_ranges, ports: ports.collect(),
+            internal_policy, external_policy, affinity_seconds, health_check_port: 0, faults: vec![],
         }
     }
 }
@@ -112,6 +137,25 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn nodes()(
+        zone in select(&["z1", "z2"][..]),
+        primary in prop::collection::vec(ips("10.96.0.", "fd00:96::"), 0..2),
+        pod_cidrs in prop::collection::vec(nets(), 0..2),
+    ) -> Node {
+        Node { zone: Some(zone.into()), primary, pod_cidrs, eligible: true, ..Node::default() }
+    }
+}
+
+prop_compose! {
+    fn service_cidrs()(
+        name in select(&["one", "two"][..]),
+        cidrs in prop::collection::vec(nets(), 0..3),
+    ) -> ServiceCidr {
+        ServiceCidr { name: name.into(), cidrs, faults: vec![] }
+    }
+}
+
 fn events() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => services().prop_map(Event::PutService),
@@ -120,9 +164,10 @@ fn events() -> impl Strategy<Value = Event> {
         2 => slices().prop_map(|slice| Event::DeleteSlice(slice.name)),
         1 => prop::collection::vec(services(), 0..4).prop_map(Event::Services),
         1 => prop::collection::vec(slices(), 0..4).prop_map(Event::Slices),
-        1 => prop::option::of(select(&["z1", "z2"][..])).prop_map(|zone| {
-            Event::Node(zone.map(|zone| Node { zone: Some(zone.into()), eligible: true, ..Node::default() }))
-        }),
+        1 => prop::option::of(nodes()).prop_map(Event::Node),
+        1 => prop::collection::vec(service_cidrs(), 0..2).prop_map(Event::ServiceCidrs),
+        1 => service_cidrs().prop_map(Event::PutServiceCidr),
+        1 => service_cidrs().prop_map(|cidr| Event::DeleteServiceCidr(cidr.name)),
         1 => prop::collection::vec(ips("10.96.0.", "fd00:96::"), 0..3).prop_map(Event::Addresses),
     ]
 }
@@ -160,16 +205,29 @@ fn assert_whole(state: &State, when: &str) {
         if frontend.flags & (FRONTEND_INTERNAL_LOCAL | FRONTEND_EXTERNAL_LOCAL) != 0 {
             assert!(state.sets.contains_key(&local_set(frontend.service)), "{when}: {key:?} has no local set");
         }
+        if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+            let mut ranges = state.source_ranges.iter().map(|range| range.service);
+            assert!(ranges.any(|service| service == frontend.service), "{when}: {key:?} admits nobody");
+        }
         if frontend.flags & FRONTEND_KIND == 0 {
             assert!(state.addresses.contains_key(&key.addr), "{when}: {key:?} is no known ClusterIP");
         }
     }
     for (id, set) in &state.sets {
+        assert!(set.is_sorted_by(|one, other| one.id < other.id), "{when}: set {id} is not in the order of its ids");
         for slot in set {
             let backend = state.backends.get(&slot.id).unwrap_or_else(|| panic!("{when}: set {id} has {slot:?}"));
             assert_eq!((backend.addr, backend.port, backend.live), (slot.addr, slot.port, 1), "{when}: set {id}");
         }
     }
+}
+
+fn name(state: &State, service: u32) -> Option<PortName> {
+    PortName::from_map(state.services.get(&service)?)
+}
+
+fn ranges(state: &State, service: u32) -> BTreeSet<SourceRangeKey> {
+    state.source_ranges.iter().filter(|range| range.service == service).copied().collect()
 }
 
 proptest! {
@@ -203,6 +261,36 @@ proptest! {
     }
 
     #[test]
+    fn no_source_is_admitted_that_neither_the_old_nor_the_new_ranges_admit(history in histories()) {
+        let mut reconciler = reconciler(Fake::default(), ROOM);
+        let mut state = State::default();
+        for burst in &history {
+            let begin = reconciler.dataplane().log.len();
+            for event in burst {
+                reconciler.take(event.clone());
+            }
+            settle(&mut reconciler);
+            let (old, new) = (state.clone(), reconciler.dataplane().state.clone());
+            for op in &reconciler.dataplane().log[begin..] {
+                state.carry_out(op);
+                for (key, frontend) in &state.frontends {
+                    let open = |state: &State| {
+                        state.frontends.get(key).is_some_and(|frontend| frontend.flags & FRONTEND_SOURCE_RANGES == 0)
+                    };
+                    prop_assert!(!open(&state) || open(&old) || open(&new), "{:?} admits all after {:?}", key, op);
+                    let known: BTreeSet<SourceRangeKey> = [&old, &new]
+                        .into_iter()
+                        .filter(|other| name(other, frontend.service) == name(&state, frontend.service))
+                        .flat_map(|other| ranges(other, frontend.service))
+                        .collect();
+                    let now = ranges(&state, frontend.service);
+                    prop_assert!(now.is_subset(&known), "{:?} admits {:?} after {:?}", key, now, op);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_restart_over_the_same_objects_writes_nothing(history in histories()) {
         let mut first = reconciler(Fake::default(), ROOM);
         play(&mut first, &history);
@@ -219,7 +307,7 @@ proptest! {
     fn a_restart_leads_any_kernel_to_the_plan(
         before in histories(),
         after in histories(),
-        damage in prop::collection::vec((0..5u8, any::<Index>()), 0..10),
+        damage in prop::collection::vec((0..7u8, any::<Index>()), 0..10),
     ) {
         let mut first = reconciler(Fake::default(), ROOM);
         play(&mut first, &before);
@@ -236,6 +324,11 @@ proptest! {
                 1 => lose(&mut kernel.sets, index),
                 2 => lose(&mut kernel.backends, index),
                 3 => lose(&mut kernel.addresses, index),
+                4 => lose(&mut kernel.cidrs, index),
+                5 if !kernel.source_ranges.is_empty() => {
+                    let key = *index.get(&kernel.source_ranges.iter().copied().collect::<Vec<_>>());
+                    kernel.source_ranges.remove(&key);
+                }
                 _ => lose(&mut kernel.services, index),
             }
         }
@@ -248,7 +341,7 @@ proptest! {
 
     #[test]
     fn ids_do_not_leak_where_they_are_scarce(history in histories(), services in 1..6u32, backends in 1..6u32) {
-        let limits = Limits { services, backends };
+        let limits = Limits { services, backends, source_ranges: 1_000 };
         let mut reconciler = reconciler(Fake::default(), limits);
         play(&mut reconciler, &history);
         let mut state = State::default();
@@ -275,10 +368,12 @@ proptest! {
             cluster_ips: vec![ip("10.96.9.9")],
             external_ips: vec![],
             load_balancer_ips: vec![],
+            source_ranges: vec![],
             ports: vec![ServicePort { name: "".into(), port: 80, protocol: Protocol::Tcp, node_port: 0 }],
             internal_policy: Policy::Cluster,
             external_policy: Policy::Cluster,
             affinity_seconds: 0,
+            health_check_port: 0,
             faults: vec![],
         };
         let endpoint = |last: u32| Endpoint {
@@ -306,11 +401,13 @@ proptest! {
         let mut reconciler = reconciler(Fake::default(), ROOM);
         play(&mut reconciler, &history);
         let before = reconciler.dataplane().log.len();
-        let old: Vec<_> = history.iter().flatten().filter_map(|event| match event {
-            Event::PutSlice(old) if old.name == slice.name => Some(old.service.clone()),
-            Event::Slices(list) => list.iter().find(|old| old.name == slice.name).map(|old| old.service.clone()),
-            _ => None,
-        }).collect();
+        let listed = |event: &Event| match event {
+            Event::PutSlice(slice) => vec![slice.clone()],
+            Event::Slices(list) => list.clone(),
+            _ => vec![],
+        };
+        let old = history.iter().flatten().flat_map(listed).filter(|old| old.name == slice.name);
+        let old: Vec<_> = old.map(|old| old.service).collect();
         let service = slice.service.clone();
         reconciler.take(Event::PutSlice(slice));
         settle(&mut reconciler);
@@ -318,7 +415,7 @@ proptest! {
         for op in &kernel.log[before..] {
             match op {
                 svc_agent::dataplane::Op::PutSet(id, _) => {
-                    let name = svc_agent::plan::PortName::from_map(&kernel.state.services[&(id / 2)]).unwrap().service;
+                    let name = PortName::from_map(&kernel.state.services[&(id / 2)]).unwrap().service;
                     prop_assert!(name.name == service || old.contains(&name.name));
                 }
                 svc_agent::dataplane::Op::PutBackend(..) => {}
@@ -332,9 +429,17 @@ proptest! {
 fn nothing_is_written_before_every_source_has_spoken() {
     let mut kernel = Fake::default();
     kernel.state.addresses.insert(svc_common::Addr::v4(1), 1);
-    let config = Config { node_name: "a".to_owned(), nodeport_addresses: NodePortAddresses::All, limits: ROOM };
+    let config = Config {
+        node_name: "a".to_owned(),
+        nodeport_addresses: NodePortAddresses::All,
+        pods: PodDetector::NodeCidr,
+        masquerade_all: false,
+        uplink: Uplink::default(),
+        limits: ROOM,
+    };
     let mut reconciler = Reconciler::new(config, kernel, Arc::new(Status::default()));
-    for event in [Event::Services(vec![]), Event::Slices(vec![]), Event::Addresses(vec![])] {
+    for event in [Event::Services(vec![]), Event::Slices(vec![]), Event::ServiceCidrs(vec![]), Event::Addresses(vec![])]
+    {
         reconciler.take(event);
         assert_eq!(reconciler.reconcile().unwrap(), 0);
         assert_eq!(reconciler.dataplane().log, []);

@@ -2,6 +2,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use svc_agent::cidrs::PodDetector;
 use svc_agent::dataplane::fake::Fake;
 use svc_agent::dataplane::{ApplyError, Dataplane, Op, State};
 use svc_agent::desired::Limits;
@@ -9,6 +10,7 @@ use svc_agent::plan::NodePortAddresses;
 use svc_agent::reconcile::{Config, Reconciler};
 use svc_agent::source::{Event, addresses};
 use svc_agent::status::Status;
+use svc_common::map::Uplink;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -43,7 +45,10 @@ async fn a_refused_write_is_tried_again_without_a_new_event_and_the_thread_ends_
     let config = Config {
         node_name: "a".to_owned(),
         nodeport_addresses: NodePortAddresses::All,
-        limits: Limits { services: 10, backends: 10 },
+        pods: PodDetector::None,
+        masquerade_all: false,
+        uplink: Uplink::default(),
+        limits: Limits { services: 10, backends: 10, source_ranges: 100 },
     };
     let status = Arc::new(Status::default());
     let reconciler = Reconciler::new(config, kernel.clone(), Arc::clone(&status));
@@ -52,9 +57,13 @@ async fn a_refused_write_is_tried_again_without_a_new_event_and_the_thread_ends_
     let thread = std::thread::spawn(move || reconciler.run(&runtime, inbox));
 
     let addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|text| text.parse().unwrap());
-    for event in
-        [Event::Services(vec![]), Event::Slices(vec![]), Event::Node(None), Event::Addresses(addresses.to_vec())]
-    {
+    for event in [
+        Event::Services(vec![]),
+        Event::Slices(vec![]),
+        Event::Node(None),
+        Event::ServiceCidrs(vec![]),
+        Event::Addresses(addresses.to_vec()),
+    ] {
         events.send(event).await.unwrap();
     }
     wait_for("the addresses in the kernel", || kernel.0.lock().unwrap().state.addresses.len() == 3).await;

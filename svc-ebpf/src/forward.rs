@@ -1,6 +1,6 @@
 //! Sending a packet on to another host, as a router does.
+use svc_common::Reason;
 use svc_common::checksum::Diff;
-use svc_common::{Addr, Reason};
 
 use crate::family::Family;
 use crate::packet::Packet;
@@ -9,8 +9,6 @@ use crate::packet::Packet;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hop {
     pub ifindex: u32,
-    /// The next host's address on that link.
-    pub gateway: Addr,
     /// Destination and source; all zeros while the neighbour's is unknown.
     pub macs: [u16; 6],
     /// Where the packet was too big: what the next link takes, in bytes of the network packet; 0 where that is not known.

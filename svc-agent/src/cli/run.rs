@@ -8,17 +8,19 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use svc_common::map::MAX_BACKEND_ID;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-use tracing::info;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
 
+use crate::cidrs::PodDetector;
 use crate::dataplane::{Dataplane as _, Settings, SocketLb, XdpMode, aya};
 use crate::desired::Limits;
+use crate::notes::Notes;
 use crate::plan::NodePortAddresses;
 use crate::pods::{PodInterfaces, Pods};
-use crate::reconcile::{Config, Reconciler};
+use crate::reconcile::{Config, Outlets, Reconciler};
 use crate::source::{addresses, kubernetes, manifests};
 use crate::status::Status;
-use crate::{health, host, metrics, serve};
+use crate::{health, host, metrics, notes, serve, service_health};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
@@ -71,6 +73,22 @@ pub struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     cluster_cidr: Vec<IpNet>,
 
+    /// By what the cluster's pods are told from other clients.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    detect_local_mode: DetectLocalMode,
+
+    /// With --detect-local-mode BridgeInterface: the bridge that pods are behind.
+    #[arg(long, value_name = "IFACE", required_if_eq("detect_local_mode", "BridgeInterface"))]
+    pod_bridge_interface: Option<String>,
+
+    /// With --detect-local-mode InterfaceNamePrefix: how the names of pods' interfaces begin.
+    #[arg(long, value_name = "PREFIX", required_if_eq("detect_local_mode", "InterfaceNamePrefix"))]
+    pod_interface_name_prefix: Option<String>,
+
+    /// Give every connection to a ClusterIP an address of this node as its source.
+    #[arg(long)]
+    masquerade_all: bool,
+
     /// Where node ports answer: CIDRs, or `primary` [default: all addresses of the node].
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
     nodeport_addresses: NodePortAddresses,
@@ -95,6 +113,39 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 262_144,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKEND_ID)))]
     max_backends: u32,
+}
+
+/// Kube-proxy's names.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum DetectLocalMode {
+    /// Their addresses, given by --cluster-cidr.
+    #[default]
+    #[value(name = "ClusterCIDR")]
+    ClusterCidr,
+    /// The addresses that the Node object has for its pods.
+    #[value(name = "NodeCIDR")]
+    NodeCidr,
+    /// The interface that they come in by, given by --pod-bridge-interface.
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    /// The interface that they come in by, whose name begins with --pod-interface-name-prefix.
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+}
+
+fn pod_detector(args: &Args) -> PodDetector {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let detector = match args.detect_local_mode {
+        DetectLocalMode::ClusterCidr if args.cluster_cidr.is_empty() => PodDetector::None,
+        DetectLocalMode::ClusterCidr => PodDetector::ClusterCidr(args.cluster_cidr.clone()),
+        DetectLocalMode::NodeCidr => PodDetector::NodeCidr,
+        DetectLocalMode::BridgeInterface => PodDetector::BridgeInterface(text(&args.pod_bridge_interface)),
+        DetectLocalMode::InterfaceNamePrefix => PodDetector::InterfaceNamePrefix(text(&args.pod_interface_name_prefix)),
+    };
+    if matches!(detector, PodDetector::BridgeInterface(_) | PodDetector::InterfaceNamePrefix(_)) {
+        warn!("--detect-local-mode {:?}: pods cannot be told by interface: none is", args.detect_local_mode);
+    }
+    detector
 }
 
 /// Returns at SIGTERM or SIGINT; the kernel part stays attached.
@@ -133,6 +184,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         None => Source::Kubernetes(kubernetes::connect(args.kubeconfig.as_deref(), args.api_server.as_deref()).await?),
     };
 
+    let pods = pod_detector(&args);
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "starting");
     let uplinks = host::uplinks(&args.uplinks)?;
     let (dataplane, pod_programs) = aya::open(&Settings {
@@ -141,13 +193,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         uplinks: uplinks.clone(),
         xdp: args.xdp,
         socket_lb: args.socket_lb,
-        cluster_cidrs: args.cluster_cidr,
         flow_table_size: args.flow_table_size,
         max_services: args.max_services,
         max_backends: args.max_backends,
     })?;
 
-    let pods = Pods::start(args.pod_interfaces, uplinks, pod_programs).await?;
+    let pod_interfaces = Pods::start(args.pod_interfaces, uplinks, pod_programs).await?;
 
     let health_status = Arc::clone(&status);
     tokio::spawn(serve::serve(healthz, move |path| health::answer(path, &health_status, SystemTime::now())));
@@ -158,9 +209,25 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let config = Config {
         node_name: node_name.clone(),
         nodeport_addresses: args.nodeport_addresses,
-        limits: Limits { services: args.max_services, backends: args.max_backends },
+        pods,
+        masquerade_all: args.masquerade_all,
+        uplink: dataplane.uplink(),
+        limits: Limits {
+            services: args.max_services,
+            backends: args.max_backends,
+            source_ranges: dataplane.source_range_room(),
+        },
     };
-    let reconciler = Reconciler::new(config, dataplane, Arc::clone(&status));
+    let (health_checks, wanted_checks) = watch::channel(service_health::Checks::default());
+    let (notes, told) = match &source {
+        Source::Kubernetes(_) => Notes::channel(),
+        Source::Manifests(_) => (Notes::default(), mpsc::channel(1).1),
+    };
+    let reconciler = Reconciler::new(config, dataplane, Arc::clone(&status))
+        .with_outlets(Outlets { health_checks, notes: notes.clone() });
+    let check_name = node_name.clone();
+    let check_status = Arc::clone(&status);
+    tokio::spawn(async move { service_health::run(wanted_checks, &check_name, check_status, notes).await });
     let runtime = tokio::runtime::Handle::current();
     let (stopped, mut has_stopped) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
@@ -178,12 +245,14 @@ async fn serve(args: Args) -> anyhow::Result<()> {
                     manifests::run(&directory, &node_name, events.clone(), Arc::clone(&status)).await
                 }
                 Source::Kubernetes(client) => {
+                    let (note_client, note_name) = (client.clone(), node_name.clone());
+                    tokio::spawn(async move { notes::run(note_client, &note_name, told).await });
                     kubernetes::run(client, &node_name, events.clone(), Arc::clone(&status)).await;
                     Ok(())
                 }
             }
         };
-        tokio::try_join!(objects, addresses::run(events.clone()), pods.follow())
+        tokio::try_join!(objects, addresses::run(events.clone()), pod_interfaces.follow())
     };
     tokio::select! {
         result = sources => {

@@ -1,13 +1,13 @@
 //! `svc-agent services`: every address that a Service answers under.
 use serde::Serialize;
 use svc_common::map::{
-    FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_NODE_PORT, Frontend, FrontendKey,
-    cluster_set, local_set,
+    FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES,
+    Frontend, FrontendKey, cluster_set, local_set,
 };
 
 use super::print::{self, Inspect, Row};
 use crate::dataplane::State;
-use crate::dataplane::dump::{key_text, kind};
+use crate::dataplane::dump::{key_text, kind, source_ranges};
 use crate::inspect::Pins;
 use crate::plan::PortName;
 
@@ -37,6 +37,8 @@ pub struct ServiceRow {
     /// Those that clients under a Local policy get; none without such a policy.
     pub local_backends: Option<usize>,
     pub affinity_seconds: u32,
+    /// The sources that are served; empty where all are.
+    pub source_ranges: Vec<String>,
 }
 
 impl Row for ServiceRow {
@@ -105,6 +107,11 @@ fn row(state: &State, name: &PortName, port: u16, key: &FrontendKey, frontend: &
         backends: count(cluster_set(frontend.service)),
         local_backends: has_local.then(|| count(local_set(frontend.service))),
         affinity_seconds: frontend.affinity_seconds,
+        source_ranges: if frontend.flags & FRONTEND_SOURCE_RANGES == 0 {
+            vec![]
+        } else {
+            source_ranges(state, frontend.service)
+        },
     }
 }
 
@@ -137,7 +144,8 @@ mod tests {
           "address": "*:30080/TCP",
           "backends": 2,
           "localBackends": 1,
-          "affinitySeconds": 0
+          "affinitySeconds": 0,
+          "sourceRanges": []
         }
         "#);
     }
@@ -155,6 +163,7 @@ mod tests {
           backends: 2
           localBackends: null
           affinitySeconds: 0
+          sourceRanges: []
         ");
     }
 }

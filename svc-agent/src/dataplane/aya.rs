@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use aya::{EbpfLoader, util::nr_cpus};
-use svc_common::Reason;
-use svc_common::map::{Backend, BackendSlot, CONFIG_HOST_SOCKETS_ONLY, Config, Counter, pin};
+use svc_common::map::{
+    Backend, BackendSlot, CONFIG_HOST_SOCKETS_ONLY, CidrFlags, CidrKey, Config, Counter, SourceRangeKey, Uplink, pin,
+};
+use svc_common::{Addr, Reason};
 
 use super::{ApplyError, Dataplane, Op, ReadCounters, Settings, SocketLb, State};
 use crate::attach::{self, PodPrograms};
@@ -44,6 +46,13 @@ pub struct Aya {
     backends: OwnedFd,
     addresses: OwnedFd,
     services: OwnedFd,
+    source_ranges: OwnedFd,
+    cidrs: OwnedFd,
+    uplinks: OwnedFd,
+    config: OwnedFd,
+    /// The first uplink's.
+    uplink: Uplink,
+    source_range_room: u32,
     counters: Arc<OwnedFd>,
     /// What a deleted set is replaced by: deleting an element of an array of maps waits for a grace period each time, a
     /// batch of updates only once.
@@ -91,19 +100,27 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
         sys::open_pin(&maps.join(name))
             .with_context(|| format!("the map {name} is not pinned under {}", maps.display()))
     };
-    configure(settings, uplinks, open_map(pin::CONFIG)?.as_fd(), open_map(pin::FLOWS)?.as_fd())
-        .context("writing the map config")?;
+    let config = open_map(pin::CONFIG)?;
+    configure(settings, uplinks, config.as_fd(), open_map(pin::FLOWS)?.as_fd()).context("writing the map config")?;
     let interfaces = host::interface_addresses()?;
     let uplink_map = open_map(pin::UPLINKS)?;
     for (index, uplink) in &interfaces {
         sys::update(uplink_map.as_fd(), index, uplink).context("writing the map uplinks")?;
     }
+    let none = Uplink { v4: Addr::ANY_V4, v6: Addr::ANY_V6 };
+    let source_ranges = open_map(pin::SOURCE_RANGES)?;
     let aya = Aya {
         frontends: open_map(pin::FRONTENDS)?,
         sets: open_map(pin::BACKEND_SETS)?,
         backends: open_map(pin::BACKENDS)?,
         addresses: open_map(pin::ADDRESSES)?,
         services: open_map(pin::SERVICES)?,
+        source_range_room: sys::map_info(source_ranges.as_fd())?.max_entries,
+        source_ranges,
+        cidrs: open_map(pin::CIDRS)?,
+        uplinks: uplink_map,
+        config,
+        uplink: interfaces.get(&host::interface_index(&uplinks[0])?).copied().unwrap_or(none),
         counters: Arc::new(open_map(pin::COUNTERS)?),
         empty: sys::create_inner_array(&[BackendSlot::header(0)]).context("making an empty backend set")?,
     };
@@ -146,7 +163,9 @@ fn configure(
         flow_sets: sys::map_info(flows)?.max_entries,
         snat_first,
         snat_last,
-        flags: if settings.socket_lb == SocketLb::Host { CONFIG_HOST_SOCKETS_ONLY } else { 0 },
+        // The reconciler knows the others once it has its objects.
+        flags: old.flags & !CONFIG_HOST_SOCKETS_ONLY
+            | if settings.socket_lb == SocketLb::Host { CONFIG_HOST_SOCKETS_ONLY } else { 0 },
         uplink: uplinks.first().map_or(Ok(0), |name| host::interface_index(name))?,
         uplink_mac: uplinks.first().map_or(Ok([0; 3]), |name| host::link_address(name))?,
         pad: 0,
@@ -155,11 +174,29 @@ fn configure(
 }
 
 const SETS_AT_ONCE: usize = 500;
+/// The node's own addresses' place in `uplinks`.
+const NODE: u32 = 0;
 
 /// How many operations were carried out, what was tried then, and what the kernel said.
 type Failure = (usize, String, io::Error);
 
 impl Aya {
+    /// The addresses of the first uplink.
+    pub fn uplink(&self) -> Uplink {
+        self.uplink
+    }
+
+    /// How many source ranges the kernel takes.
+    pub fn source_range_room(&self) -> u32 {
+        self.source_range_room
+    }
+
+    fn put_flags(&self, flags: u32) -> io::Result<()> {
+        let config: Config = sys::lookup(self.config.as_fd(), &0u32)?;
+        let flags = config.flags & CONFIG_HOST_SOCKETS_ONLY | flags;
+        sys::update(self.config.as_fd(), &0u32, &Config { flags, ..config })
+    }
+
     fn put_sets(&self, sets: &[(u32, Vec<BackendSlot>)]) -> Result<(), Failure> {
         // Each set is a file descriptor until it stands in the outer map, and those are limited.
         for (number, chunk) in sets.chunks(SETS_AT_ONCE).enumerate() {
@@ -192,6 +229,16 @@ fn put<K: Plain + std::fmt::Debug, V: Plain>(
     values: &[V],
 ) -> Result<(), Failure> {
     sys::update_batch(map.as_fd(), keys, values)
+        .map_err(|(done, error)| (done, format!("writing {:?} to the map {name}", keys[done]), error))
+}
+
+fn put_trie<K: Plain + std::fmt::Debug, V: Plain>(
+    map: &OwnedFd,
+    name: &str,
+    keys: &[K],
+    values: &[V],
+) -> Result<(), Failure> {
+    sys::update_trie(map.as_fd(), keys, values)
         .map_err(|(done, error)| (done, format!("writing {:?} to the map {name}", keys[done]), error))
 }
 
@@ -247,6 +294,17 @@ impl Dataplane for Aya {
             backends: backends.into_iter().filter(|(_, backend)| *backend != Backend::default()).collect(),
             addresses: named(pin::ADDRESSES, sys::entries(self.addresses.as_fd()))?.into_iter().collect(),
             services,
+            source_ranges: named(pin::SOURCE_RANGES, sys::entries::<SourceRangeKey, u32>(self.source_ranges.as_fd()))?
+                .into_iter()
+                .map(|(key, _)| key)
+                .collect(),
+            cidrs: named(pin::CIDRS, sys::entries::<CidrKey, CidrFlags>(self.cidrs.as_fd()))?.into_iter().collect(),
+            flags: named(pin::CONFIG, sys::lookup::<_, Config>(self.config.as_fd(), &0u32))?.flags
+                & !CONFIG_HOST_SOCKETS_ONLY,
+            node: match sys::lookup(self.uplinks.as_fd(), &NODE) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Uplink::default(),
+                node => named(pin::UPLINKS, node)?,
+            },
         })
     }
 
@@ -271,6 +329,22 @@ impl Dataplane for Aya {
                     let (keys, values): (Vec<_>, Vec<_>) = pairs!(run, Op::PutFrontend).into_iter().unzip();
                     put(&self.frontends, pin::FRONTENDS, &keys, &values)
                 }
+                Op::PutSourceRange(_) => {
+                    let keys = keys!(run, Op::PutSourceRange);
+                    put_trie(&self.source_ranges, pin::SOURCE_RANGES, &keys, &vec![1u32; keys.len()])
+                }
+                Op::PutCidr(..) => {
+                    let (keys, values): (Vec<_>, Vec<_>) = pairs!(run, Op::PutCidr).into_iter().unzip();
+                    put_trie(&self.cidrs, pin::CIDRS, &keys, &values)
+                }
+                Op::PutFlags(flags) => {
+                    self.put_flags(*flags).map_err(|error| (0, "writing the map config".to_owned(), error))
+                }
+                Op::PutNode(node) => put(&self.uplinks, pin::UPLINKS, &[NODE], &[*node]),
+                Op::DeleteSourceRange(_) => {
+                    delete(&self.source_ranges, pin::SOURCE_RANGES, &keys!(run, Op::DeleteSourceRange))
+                }
+                Op::DeleteCidr(_) => delete(&self.cidrs, pin::CIDRS, &keys!(run, Op::DeleteCidr)),
                 Op::DeleteFrontend(_) => delete(&self.frontends, pin::FRONTENDS, &keys!(run, Op::DeleteFrontend)),
                 Op::DeleteAddress(_) => delete(&self.addresses, pin::ADDRESSES, &keys!(run, Op::DeleteAddress)),
                 Op::DeleteService(_) => delete(&self.services, pin::SERVICES, &keys!(run, Op::DeleteService)),

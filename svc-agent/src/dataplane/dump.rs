@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use svc_common::Addr;
 use svc_common::map::{
-    ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, FRONTEND_CLUSTER_IP,
-    FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_NODE_PORT,
+    ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, CIDR_PODS,
+    CIDR_SERVICES, CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP,
+    FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES,
     Frontend, FrontendKey, cluster_set, local_set,
 };
 
@@ -14,7 +15,7 @@ use super::State;
 use crate::object::Protocol;
 use crate::plan::PortName;
 
-/// Frontends by Service name, then the node's addresses.
+/// Frontends by Service name, then addresses, ranges and settings.
 ///
 /// `default/hostnames:http 10.96.0.10:80/TCP ClusterIP -> 10.244.1.2:9376 10.244.2.2:9376*`; a star marks a backend on
 /// this node, `local ->` the backends for clients that are to have local ones only.
@@ -45,6 +46,24 @@ pub fn dump(state: &State) -> String {
         let what: Vec<_> = names.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| *name).collect();
         let _ = writeln!(text, "address {addr}: {}", what.join(", "));
     }
+    let cidrs: BTreeMap<_, _> =
+        state.cidrs.iter().map(|(key, flags)| ((IpAddr::from(key.addr), key.prefix_len), (key, *flags))).collect();
+    for (key, flags) in cidrs.into_values() {
+        let mut what = Vec::new();
+        if flags & CIDR_PODS != 0 {
+            what.push("pods");
+        }
+        if flags & CIDR_SERVICES != 0 {
+            what.push("ClusterIPs");
+        }
+        let _ = writeln!(text, "range {}: {}", range_text(key.addr, key.prefix_len), what.join(", "));
+    }
+    let _ = writeln!(text, "node {} {}", state.node.v4, state.node.v6);
+    for (flag, what) in [(CONFIG_DETECT_PODS, "pods are told apart"), (CONFIG_MASQUERADE_ALL, "masquerade all")] {
+        if state.flags & flag != 0 {
+            let _ = writeln!(text, "{what}");
+        }
+    }
     text
 }
 
@@ -56,6 +75,9 @@ fn line(state: &State, key: &FrontendKey, frontend: &Frontend) -> String {
         (false, true) => text.push_str(" external-local"),
         (false, false) => {}
     }
+    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+        let _ = write!(text, " from={}", source_ranges(state, frontend.service).join(","));
+    }
     if frontend.affinity_seconds > 0 {
         let _ = write!(text, " affinity={}s", frontend.affinity_seconds);
     }
@@ -64,6 +86,20 @@ fn line(state: &State, key: &FrontendKey, frontend: &Frontend) -> String {
         let _ = write!(text, " local -> {}", set_text(state.sets.get(&local_set(frontend.service))));
     }
     text
+}
+
+/// The sources that a service's restricted frontends serve.
+pub fn source_ranges(state: &State, service: u32) -> Vec<String> {
+    let of = state.source_ranges.iter().filter(|range| range.service == service);
+    let sorted: BTreeMap<_, _> = of
+        .map(|range| ((IpAddr::from(range.addr), range.prefix_len), range_text(range.addr, range.prefix_len - 32)))
+        .collect();
+    sorted.into_values().collect()
+}
+
+/// `len`: bits of the address, an IPv4 one being v4-mapped.
+pub fn range_text(addr: Addr, len: u32) -> String {
+    format!("{addr}/{}", if addr.is_v4() && len >= 96 { len - 96 } else { len })
 }
 
 fn set_text(set: Option<&Vec<BackendSlot>>) -> String {

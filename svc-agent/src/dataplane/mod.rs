@@ -3,12 +3,13 @@ pub mod aya;
 pub mod dump;
 pub mod fake;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use ipnet::IpNet;
-
-use svc_common::map::{AddressFlags, Backend, BackendSlot, Counter, Frontend, FrontendKey, ServiceName};
+use svc_common::map::{
+    AddressFlags, Backend, BackendSlot, CidrFlags, CidrKey, Counter, Frontend, FrontendKey, ServiceName,
+    SourceRangeKey, Uplink,
+};
 use svc_common::{Addr, Reason};
 
 /// What is in the kernel, or should be.
@@ -22,6 +23,12 @@ pub struct State {
     pub addresses: BTreeMap<Addr, AddressFlags>,
     /// By service id.
     pub services: BTreeMap<u32, ServiceName>,
+    pub source_ranges: BTreeSet<SourceRangeKey>,
+    pub cidrs: BTreeMap<CidrKey, CidrFlags>,
+    /// `CONFIG_*`.
+    pub flags: u32,
+    /// The node's own addresses: index 0 of `uplinks`.
+    pub node: Uplink,
 }
 
 impl State {
@@ -31,9 +38,15 @@ impl State {
             Op::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
             Op::PutSet(id, set) => drop(self.sets.insert(*id, set.clone())),
             Op::PutService(id, name) => drop(self.services.insert(*id, *name)),
+            Op::PutSourceRange(key) => drop(self.source_ranges.insert(*key)),
+            Op::PutCidr(key, flags) => drop(self.cidrs.insert(*key, *flags)),
+            Op::PutFlags(flags) => self.flags = *flags,
+            Op::PutNode(node) => self.node = *node,
             Op::PutAddress(addr, flags) => drop(self.addresses.insert(*addr, *flags)),
             Op::PutFrontend(key, frontend) => drop(self.frontends.insert(*key, *frontend)),
             Op::DeleteFrontend(key) => drop(self.frontends.remove(key)),
+            Op::DeleteSourceRange(key) => drop(self.source_ranges.remove(key)),
+            Op::DeleteCidr(key) => drop(self.cidrs.remove(key)),
             Op::DeleteAddress(addr) => drop(self.addresses.remove(addr)),
             Op::DeleteService(id) => drop(self.services.remove(id)),
             Op::DeleteSet(id) => drop(self.sets.remove(id)),
@@ -48,9 +61,16 @@ pub enum Op {
     PutBackend(u32, Backend),
     PutSet(u32, Vec<BackendSlot>),
     PutService(u32, ServiceName),
+    PutSourceRange(SourceRangeKey),
+    PutCidr(CidrKey, CidrFlags),
+    /// Of the configuration.
+    PutFlags(u32),
+    PutNode(Uplink),
     PutAddress(Addr, AddressFlags),
     PutFrontend(FrontendKey, Frontend),
     DeleteFrontend(FrontendKey),
+    DeleteSourceRange(SourceRangeKey),
+    DeleteCidr(CidrKey),
     DeleteAddress(Addr),
     DeleteService(u32),
     DeleteSet(u32),
@@ -101,8 +121,6 @@ pub struct Settings {
     pub uplinks: Vec<String>,
     pub xdp: XdpMode,
     pub socket_lb: SocketLb,
-    /// Pod addresses of the whole cluster; empty where they are not known.
-    pub cluster_cidrs: Vec<IpNet>,
     /// In flows.
     pub flow_table_size: u32,
     /// In service ids: one a Service port and address family.

@@ -150,6 +150,15 @@ impl Map {
         }
     }
 
+    /// All entries of a trie.
+    ///
+    /// # Errors
+    /// As [`Map::entries`].
+    pub fn trie_entries<K: Plain, V: Plain>(&self) -> io::Result<Vec<(K, V)>> {
+        self.check(size_of::<K>(), size_of::<V>())?;
+        sys::entries(self.fd.as_fd())
+    }
+
     /// The value of one entry.
     ///
     /// # Errors

@@ -1,15 +1,17 @@
 //! The API's objects to ours. What cannot be understood of an object is written down in its `faults` and left out; the
 //! rest of it counts.
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::object::{
-    Condition, Endpoint, Family, Node, ObjectName, Policy, Protocol, Service, ServiceKind, ServicePort, Slice,
-    SlicePort,
+    Condition, Endpoint, Family, Node, ObjectName, Policy, Protocol, Service, ServiceCidr, ServiceKind, ServicePort,
+    Slice, SlicePort,
 };
 
 /// Label of an EndpointSlice: the name of its Service.
@@ -70,6 +72,7 @@ pub fn service(object: &core::Service) -> Service {
     families.dedup();
 
     let external_ips = spec.and_then(|spec| spec.external_ips.as_deref()).unwrap_or_default();
+    let source_ranges = spec.and_then(|spec| spec.load_balancer_source_ranges.as_deref()).unwrap_or_default();
     let ingress = object
         .status
         .as_ref()
@@ -91,6 +94,16 @@ pub fn service(object: &core::Service) -> Service {
             .filter(|seconds| *seconds > 0)
             .unwrap_or(AFFINITY_SECONDS),
         _ => 0,
+    };
+
+    let external_policy = policy(text(|spec| &spec.external_traffic_policy));
+    let is_checked = text(|spec| &spec.type_) == Some("LoadBalancer") && external_policy == Policy::Local;
+    let health_check_port = match spec.and_then(|spec| spec.health_check_node_port).filter(|_| is_checked) {
+        Some(number) => port_number(number).unwrap_or_else(|| {
+            faults.push(format!("spec.healthCheckNodePort: {number} is no port number").into());
+            0
+        }),
+        None => 0,
     };
 
     let mut ports = Vec::new();
@@ -122,10 +135,12 @@ pub fn service(object: &core::Service) -> Service {
         cluster_ips,
         external_ips: addresses("spec.externalIPs", external_ips, &mut faults),
         load_balancer_ips: addresses("status.loadBalancer.ingress", vips, &mut faults),
+        source_ranges: cidrs("spec.loadBalancerSourceRanges", source_ranges, &mut faults),
         ports,
         internal_policy: policy(text(|spec| &spec.internal_traffic_policy)),
-        external_policy: policy(text(|spec| &spec.external_traffic_policy)),
+        external_policy,
         affinity_seconds,
+        health_check_port,
         faults,
     }
 }
@@ -228,6 +243,10 @@ pub fn node(object: &core::Node) -> Node {
         })
     };
     let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    let spec = object.spec.as_ref();
+    let listed = spec.and_then(|spec| spec.pod_cidrs.as_deref()).unwrap_or_default();
+    let only = spec.and_then(|spec| spec.pod_cidr.as_ref()).filter(|_| listed.is_empty());
+    let pod_cidrs = cidrs("spec.podCIDRs", listed.iter().chain(only), &mut Vec::new());
     Node {
         name: object.metadata.name.as_deref().unwrap_or_default().into(),
         zone: object
@@ -237,8 +256,19 @@ pub fn node(object: &core::Node) -> Node {
             .and_then(|labels| labels.get(ZONE_LABEL))
             .map(|zone| zone.as_str().into()),
         primary: Family::BOTH.into_iter().filter_map(first).collect(),
+        pod_cidrs,
         eligible: object.metadata.deletion_timestamp.is_none()
             && taints.iter().all(|taint| taint.key != TO_BE_DELETED_TAINT),
+    }
+}
+
+pub fn service_cidr(object: &networking::ServiceCIDR) -> ServiceCidr {
+    let listed = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
+    let mut faults = Vec::new();
+    ServiceCidr {
+        name: object.metadata.name.as_deref().unwrap_or_default().into(),
+        cidrs: cidrs("spec.cidrs", listed, &mut faults),
+        faults,
     }
 }
 
@@ -269,10 +299,89 @@ fn addresses<T: AsRef<str>>(
 ) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for text in texts {
-        match IpAddr::from_str(text.as_ref()) {
-            Ok(address) => addresses.push(address),
-            Err(_) => faults.push(format!("{field}: {:?} is no IP address", text.as_ref()).into()),
+        match address(text.as_ref()) {
+            Some(address) => addresses.push(address),
+            None => faults.push(format!("{field}: {:?} is no IP address", text.as_ref()).into()),
         }
     }
     addresses
+}
+
+/// White space around a CIDR does not count, nor do bits beyond its prefix; an empty one is none.
+fn cidrs<T: AsRef<str>>(field: &str, texts: impl IntoIterator<Item = T>, faults: &mut Vec<Box<str>>) -> Vec<IpNet> {
+    let mut cidrs = Vec::new();
+    for text in texts {
+        let text = text.as_ref().trim();
+        match cidr(text) {
+            Some(cidr) => cidrs.push(cidr),
+            None if text.is_empty() => {}
+            None => faults.push(format!("{field}: {text:?} is no CIDR").into()),
+        }
+    }
+    cidrs
+}
+
+/// None also for IPv4 in IPv6 clothes, which kube-proxy counts to neither family.
+fn cidr(text: &str) -> Option<IpNet> {
+    let (text, len) = text.split_once('/')?;
+    if !len.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let cidr = IpNet::new(address(text)?, len.parse().ok()?).ok()?.trunc();
+    let mapped = matches!(cidr.addr(), IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    (!mapped).then_some(cidr)
+}
+
+/// Leading zeros of an IPv4 address mean nothing, as they do for Kubernetes (ParseIPSloppy).
+fn address(text: &str) -> Option<IpAddr> {
+    IpAddr::from_str(text).ok().or_else(|| {
+        let strip = |part: &str| {
+            let stripped = part.trim_start_matches('0');
+            if stripped.is_empty() && !part.is_empty() { "0".to_owned() } else { stripped.to_owned() }
+        };
+        text.split('.').map(strip).collect::<Vec<_>>().join(".").parse::<Ipv4Addr>().ok().map(IpAddr::V4)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use ipnet::IpNet;
+    use rstest::rstest;
+
+    use super::{address, cidrs};
+
+    #[rstest]
+    #[case::v4("192.0.2.0/24", Some("192.0.2.0/24"))]
+    #[case::v6("2001:db8::/32", Some("2001:db8::/32"))]
+    #[case::white_space(" \t192.0.2.0/24 ", Some("192.0.2.0/24"))]
+    #[case::bits_beyond_the_prefix("192.0.2.77/24", Some("192.0.2.0/24"))]
+    #[case::leading_zeros("010.001.000.000/16", Some("10.1.0.0/16"))]
+    #[case::no_prefix("192.0.2.1", None)]
+    #[case::too_long("192.0.2.0/33", None)]
+    #[case::signed("192.0.2.0/+24", None)]
+    #[case::mapped("::ffff:192.0.2.0/120", None)]
+    #[case::nonsense("all/0", None)]
+    fn a_cidr_is_read_as_kubernetes_reads_it(#[case] text: &str, #[case] expected: Option<&str>) {
+        let mut faults = Vec::new();
+        let found = cidrs("spec.loadBalancerSourceRanges", [text], &mut faults);
+        assert_eq!(found, expected.map(|text| text.parse::<IpNet>().unwrap()).into_iter().collect::<Vec<_>>());
+        assert_eq!(faults.len(), usize::from(expected.is_none()));
+        assert!(faults.iter().all(|fault| fault.starts_with("spec.loadBalancerSourceRanges: ")), "{faults:?}");
+    }
+
+    #[test]
+    fn an_empty_cidr_is_no_fault() {
+        let mut faults = Vec::new();
+        assert_eq!(cidrs("spec.cidrs", ["", " "], &mut faults), []);
+        assert_eq!(faults, []);
+    }
+
+    #[rstest]
+    #[case::leading_zeros("010.0.0.01", Some("10.0.0.1"))]
+    #[case::zero("0.00.000.0", Some("0.0.0.0"))]
+    #[case::missing_part("10..0.1", None)]
+    #[case::not_all_digits("10.0.0.x", None)]
+    fn an_address_is_read_as_kubernetes_reads_it(#[case] text: &str, #[case] expected: Option<&str>) {
+        assert_eq!(address(text), expected.map(|text| text.parse().unwrap()));
+    }
 }

@@ -1,4 +1,4 @@
-//! Watches of the Kubernetes API: Services, EndpointSlices and the agent's own Node.
+//! Watches of the Kubernetes API: Services, EndpointSlices, ServiceCIDRs and the agent's own Node.
 //!
 //! After an outage of the API server the watches go on from the last resourceVersion that they saw; a new list is read
 //! only where the server no longer knows that version. While it is away, one request a second asks for it, on behalf of
@@ -17,6 +17,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use kube::api::Api;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -30,7 +31,7 @@ use tower::{BoxError, ServiceBuilder};
 use tracing::{info, warn};
 
 use super::{Closed, Event, Sender, decode, send};
-use crate::object::{Node, ObjectName, Service, Slice};
+use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
 use crate::status::Status;
 
 /// Services and slices that are not for us, by the labels that kube-proxy goes by: another proxy's, and headless ones.
@@ -51,6 +52,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// again at this pace, this often.
 const AUTHORIZER_EVERY: Duration = Duration::from_millis(250);
 const AUTHORIZER_TRIES: u32 = 20;
+/// Between two attempts at objects that the API does not have.
+const ABSENT_EVERY: Duration = Duration::from_secs(60);
 /// Between two attempts that the server still forbids.
 const FORBIDDEN_EVERY: Duration = Duration::from_secs(30);
 
@@ -121,7 +124,8 @@ pub async fn run(client: Client, node_name: &str, events: Sender, status: Arc<St
     let _: Result<_, Closed> = tokio::try_join!(
         watch::<core::Service>(Api::all(client.clone()), selected.clone(), &gate, &events),
         watch::<discovery::EndpointSlice>(Api::all(client.clone()), selected, &gate, &events),
-        watch::<core::Node>(Api::all(client), own, &gate, &events),
+        watch::<core::Node>(Api::all(client.clone()), own, &gate, &events),
+        watch::<networking::ServiceCIDR>(Api::all(client), watcher::Config::default(), &gate, &events),
     );
 }
 
@@ -129,6 +133,8 @@ pub async fn run(client: Client, node_name: &str, events: Sender, status: Arc<St
 trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
     /// What is kept of it.
     type Item;
+    /// Whether the agent can do without, where the API has no such objects or does not let it see them.
+    const OPTIONAL: bool = false;
 
     /// None where it is not for us.
     fn decode(&self) -> Option<Self::Item>;
@@ -197,10 +203,32 @@ impl Watched for core::Node {
     }
 }
 
+impl Watched for networking::ServiceCIDR {
+    type Item = ServiceCidr;
+    const OPTIONAL: bool = true;
+
+    fn decode(&self) -> Option<ServiceCidr> {
+        Some(decode::service_cidr(self))
+    }
+
+    fn list(items: Vec<ServiceCidr>) -> Event {
+        Event::ServiceCidrs(items)
+    }
+
+    fn put(item: ServiceCidr) -> Event {
+        Event::PutServiceCidr(item)
+    }
+
+    fn delete(name: ObjectName) -> Event {
+        Event::DeleteServiceCidr(name.name)
+    }
+}
+
 async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, events: &Sender) -> Result<(), Closed> {
     let mut stream = pin!(watcher(api, config));
     let mut list = Vec::new();
     let mut failures = 0;
+    let mut listed = false;
     while let Some(item) = stream.next().await {
         match item {
             Ok(event) => match event {
@@ -208,6 +236,7 @@ async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, ev
                 watcher::Event::InitApply(object) => list.extend(object.decode()),
                 watcher::Event::InitDone => {
                     failures = 0;
+                    listed = true;
                     gate.reached();
                     send(events, K::list(std::mem::take(&mut list))).await?;
                 }
@@ -226,6 +255,18 @@ async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, ev
             },
             Err(error) => {
                 failures += 1;
+                let absent = code(&error) == Some(404);
+                if K::OPTIONAL && (absent || is_forbidden(&error) && failures > AUTHORIZER_TRIES) {
+                    if listed {
+                        // What was known stays, as of any other kind.
+                    } else {
+                        info!(kind = %K::kind(&()), "going on without: {}", chain(&error));
+                        send(events, K::list(Vec::new())).await?;
+                        listed = true;
+                    }
+                    sleep(gate.jittered(ABSENT_EVERY)).await;
+                    continue;
+                }
                 gate.retry(&K::kind(&()), &error, failures).await;
             }
         }
@@ -313,14 +354,18 @@ impl Gate {
 }
 
 fn is_forbidden(error: &watcher::Error) -> bool {
-    let code = match error {
+    matches!(code(error), Some(401 | 403))
+}
+
+/// The HTTP status that the server answered with.
+fn code(error: &watcher::Error) -> Option<u16> {
+    match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => status.code,
-        _ => return false,
-    };
-    code == 401 || code == 403
+        | watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
+    }
 }
 
 /// An error with its causes, each said once.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use notify::{RecursiveMode, Watcher as _};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -18,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::{Event, Sender, decode, send};
-use crate::object::{Node, ObjectName, Service, Slice};
+use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
 use crate::status::Status;
 
 /// A burst of changes is over when nothing has happened for this long.
@@ -32,6 +33,7 @@ pub struct Objects {
     pub services: Vec<Service>,
     pub slices: Vec<Slice>,
     pub nodes: Vec<Node>,
+    pub service_cidrs: Vec<ServiceCidr>,
 }
 
 /// What is wrong with a file.
@@ -87,6 +89,7 @@ pub async fn run(directory: &Path, node_name: &str, events: Sender, status: Arc<
                 Event::Slices(objects.slices.clone()),
                 Event::Services(objects.services.clone()),
                 Event::Node(objects.nodes.first().cloned()),
+                Event::ServiceCidrs(objects.service_cidrs.clone()),
             ] {
                 if send(&events, event).await.is_err() {
                     return Ok(());
@@ -169,6 +172,7 @@ impl Folder {
             all.services.extend(file.objects.services.iter().cloned());
             all.slices.extend(file.objects.slices.iter().cloned());
             all.nodes.extend(file.objects.nodes.iter().cloned());
+            all.service_cidrs.extend(file.objects.service_cidrs.iter().cloned());
         }
         all.services.sort_by(|one, other| one.name.cmp(&other.name));
         all.services.dedup_by(|other, first| other.name == first.name);
@@ -176,6 +180,8 @@ impl Folder {
         all.slices.dedup_by(|other, first| other.name == first.name);
         all.nodes.sort_by(|one, other| one.name.cmp(&other.name));
         all.nodes.dedup_by(|other, first| other.name == first.name);
+        all.service_cidrs.sort_by(|one, other| one.name.cmp(&other.name));
+        all.service_cidrs.dedup_by(|other, first| other.name == first.name);
         all
     }
 
@@ -186,7 +192,8 @@ impl Folder {
             let services = file.objects.services.iter().map(|service| ("Service", service.name.to_string()));
             let slices = file.objects.slices.iter().map(|slice| ("EndpointSlice", slice.name.to_string()));
             let nodes = file.objects.nodes.iter().map(|node| ("Node", node.name.to_string()));
-            for object in services.chain(slices).chain(nodes) {
+            let cidrs = file.objects.service_cidrs.iter().map(|cidr| ("ServiceCIDR", cidr.name.to_string()));
+            for object in services.chain(slices).chain(nodes).chain(cidrs) {
                 if let Some(first) = first.get(&object) {
                     let (kind, name) = object;
                     duplicates.push(format!(
@@ -351,6 +358,9 @@ fn add(objects: &mut Objects, header: &Header, source: Source<'_>) -> Result<boo
             objects.slices.push(slice);
         }
         "v1/Endpoints" => objects.slices.extend(decode::endpoints(&source.read::<core::Endpoints>()?)),
+        "networking.k8s.io/v1/ServiceCIDR" => {
+            objects.service_cidrs.push(decode::service_cidr(&source.read::<networking::ServiceCIDR>()?));
+        }
         "v1/Node" => objects.nodes.push(decode::node(&source.read::<core::Node>()?)),
         _ => return Ok(false),
     }
@@ -358,7 +368,14 @@ fn add(objects: &mut Objects, header: &Header, source: Source<'_>) -> Result<boo
 }
 
 fn is_ours(header: &Header) -> bool {
-    matches!(header.kind().as_str(), "v1/Service" | "discovery.k8s.io/v1/EndpointSlice" | "v1/Endpoints" | "v1/Node")
+    matches!(
+        header.kind().as_str(),
+        "v1/Service"
+            | "discovery.k8s.io/v1/EndpointSlice"
+            | "v1/Endpoints"
+            | "v1/Node"
+            | "networking.k8s.io/v1/ServiceCIDR"
+    )
 }
 
 fn known<'a>(mut names: impl Iterator<Item = &'a ObjectName>, name: &ObjectName) -> Result<(), Fault> {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use tokio::sync::mpsc;
 
-use crate::object::{Node, ObjectName, Service, Slice};
+use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
 
 /// One kind of input. The agent touches nothing in the kernel before it has a whole list of each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -16,17 +16,19 @@ pub enum Kind {
     Service,
     EndpointSlice,
     Node,
+    ServiceCidr,
     Address,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Address];
+    pub const ALL: [Kind; 5] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr, Kind::Address];
 
     pub const fn label(self) -> &'static str {
         match self {
             Kind::Service => "services",
             Kind::EndpointSlice => "endpointslices",
             Kind::Node => "node",
+            Kind::ServiceCidr => "servicecidrs",
             Kind::Address => "addresses",
         }
     }
@@ -44,6 +46,10 @@ pub enum Event {
     DeleteSlice(ObjectName),
     /// The agent's own Node; none while there is no such object.
     Node(Option<Node>),
+    ServiceCidrs(Vec<ServiceCidr>),
+    PutServiceCidr(ServiceCidr),
+    /// By name.
+    DeleteServiceCidr(Box<str>),
     /// All addresses of the node's interfaces that other machines could use.
     Addresses(Vec<IpAddr>),
 }

@@ -52,14 +52,6 @@ pub(super) fn route(
         }
         _ => return Err(Reason::NoRoute),
     }
-    // SAFETY: the kernel has written all of it. An IPv4 route may have an IPv6 gateway, so the family is asked again.
-    let gateway = unsafe {
-        if params.family == AF_INET {
-            Addr::v4(params.__bindgen_anon_4.ipv4_dst)
-        } else {
-            Addr(params.__bindgen_anon_4.ipv6_dst)
-        }
-    };
     let macs = if answer == BPF_FIB_LKUP_RET_SUCCESS {
         let (d, s) = (params.dmac, params.smac);
         [
@@ -73,6 +65,6 @@ pub(super) fn route(
     } else {
         [0; 6]
     };
-    *hop = Hop { ifindex: params.ifindex, gateway, macs, mtu: 0 };
+    *hop = Hop { ifindex: params.ifindex, macs, mtu: 0 };
     Ok(())
 }

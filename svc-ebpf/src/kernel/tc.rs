@@ -1,10 +1,7 @@
 //! In the stack: the uplink's ingress, where all that XDP left is done, its egress, where replies leave, and both ways of a
 //! pod's interface.
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{
-    BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
-    bpf_redir_neigh__bindgen_ty_1,
-};
+use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -26,9 +23,6 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 
 /// What has to be in the linear part of the buffer: an ICMPv6 error's headers, those that it quotes, and options.
 const HEADERS: u32 = 256;
-
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
 
 struct Skb<'a>(&'a TcContext);
 
@@ -139,23 +133,15 @@ fn pull(context: &TcContext) -> bool {
 
 #[inline(always)]
 fn transmit(hop: &Hop) -> i32 {
-    // SAFETY: plain values; the neighbour outlives the call.
+    // SAFETY: plain values.
     unsafe {
         if hop.is_resolved() {
-            return bpf_redirect(hop.ifindex, 0) as i32;
-        }
-        let mut neighbour = if hop.gateway.is_v4() {
-            bpf_redir_neigh {
-                nh_family: AF_INET,
-                __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [hop.gateway.0[3], 0, 0, 0] },
-            }
+            bpf_redirect(hop.ifindex, 0) as i32
         } else {
-            bpf_redir_neigh {
-                nh_family: AF_INET6,
-                __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: hop.gateway.0 },
-            }
-        };
-        bpf_redirect_neigh(hop.ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+            // Without a neighbour named: a packet that waits for one is sent by its own route, which of a packet that was
+            // about to leave is the old one unless the helper looks for another.
+            bpf_redirect_neigh(hop.ifindex, core::ptr::null_mut(), 0, 0) as i32
+        }
     }
 }
 

@@ -119,8 +119,8 @@ impl Packet for Frame {
         self.set(offset, Diff(addresses.0 + ports.0).apply(field))
     }
 
-    fn route(&mut self, _: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
-        *hop = Hop { ifindex: 2, gateway: *dst, macs: [1, 2, 3, 4, 5, 6], mtu: 0 };
+    fn route(&mut self, _: &Headers, _: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+        *hop = Hop { ifindex: 2, macs: [1, 2, 3, 4, 5, 6], mtu: 0 };
         Ok(())
     }
 }
