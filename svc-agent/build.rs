@@ -6,6 +6,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
+
 struct Toolchain {
     cargo: Command,
     /// For a compiler that is not a nightly one, but takes its flags.
@@ -34,6 +37,11 @@ fn main() {
         "-Clink-arg=--btf".into(),
         "-Ctarget-cpu=v3".into(),
     ];
+    // With another feature it is another object, kept beside the usual one.
+    let features: &[&str] = match env::var_os("CARGO_FEATURE_KERNEL_LOG") {
+        Some(_) => &["--features", "log"],
+        None => &[],
+    };
     let cargo = &mut toolchain.cargo;
     cargo.current_dir(workspace).args([
         "build",
@@ -46,7 +54,7 @@ fn main() {
         "--bin",
         "svc",
     ]);
-    cargo.args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"]).arg(&target);
+    cargo.args(features).args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"]).arg(&target);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")).env("PATH", search_path());
     for inherited in [
         "RUSTC_WRAPPER",
@@ -78,8 +86,27 @@ fn main() {
             return;
         }
     }
-    let object = target.join("bpfel-unknown-none/ebpf/svc");
-    std::fs::copy(&object, out.join("svc.o")).expect("the object was just built");
+    let object = std::fs::read(target.join("bpfel-unknown-none/ebpf/svc")).expect("the object was just built");
+    std::fs::write(out.join("svc.o"), without_dwarf(&object)).expect("cargo made the directory");
+}
+
+/// The object without what only debuggers read, three quarters of it. BTF stays: the verifier's log and the kernel's listings
+/// have their names and lines from it.
+fn without_dwarf(object: &[u8]) -> Vec<u8> {
+    let mut builder = Builder::read(object).expect("the linker writes ELF");
+    for section in &mut builder.sections {
+        let name = &section.name[..];
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    builder.delete_orphans();
+    // LLVM keeps the sections' names among the symbols'; the builder wants a table for each.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped).expect("writing to memory");
+    stripped
 }
 
 /// A rustup nightly with core's sources, else the distribution's compiler with them.

@@ -1,5 +1,6 @@
 //! A lab with an agent on each node, and what tests ask of it. Everything panics where it does not go as it should.
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,16 @@ impl Cluster {
         let lab = Lab::new().unwrap();
         lab.checksum_before_sending().unwrap();
         let source = Source::directory(&lab);
-        Self::start(lab, source, &["--xdp", "generic"])
+        Self::start(lab, source, &["--xdp", "generic"]).with_xdp_mode("xdpgeneric")
+    }
+
+    /// Driven by a folder of manifests, with XDP in the uplink's driver.
+    pub fn with_native_xdp() -> Self {
+        let lab = Lab::new().unwrap();
+        lab.checksum_before_sending().unwrap();
+        lab.receive_from_xdp().unwrap();
+        let source = Source::directory(&lab);
+        Self::start(lab, source, &["--xdp", "native"]).with_xdp_mode("xdp")
     }
 
     /// Driven by a real API server.
@@ -64,6 +74,17 @@ impl Cluster {
             cluster.start_agent(node);
         }
         cluster
+    }
+
+    /// As `ip link` shows it.
+    fn with_xdp_mode(self, mode: &str) -> Self {
+        for node in &NODES {
+            let show = ["-n", self.lab.namespace(node.name).unwrap().name(), "link", "show", "eth0"];
+            let output = Command::new("ip").args(show).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(text.split_whitespace().any(|word| word == mode), "no {mode} on {}: {text}", node.name);
+        }
+        self
     }
 
     pub fn start_agent(&mut self, node: &'static Node) {

@@ -12,6 +12,8 @@ use svc_tests::cluster::{CLUSTER_IP, Cluster, NODE_PORT, REFUSED, all_backends, 
 
 const NODE_A: &str = "node-a";
 
+type Start = fn() -> Cluster;
+
 #[rstest]
 #[case::pod_to_cluster_ip(CLIENT, CLUSTER_IP)]
 #[case::pod_to_cluster_ip_v6(CLIENT, "http://[fd00:10:96::80]/")]
@@ -118,14 +120,17 @@ fn source_ranges_are_in_the_kernel_and_follow_their_service() {
     }
 }
 
-/// Generic, because native XDP of a veth wants more of its peer than a bridge port has.
 #[rstest]
 #[case::outside_to_one_node_port("http://172.31.0.11:30080/bytes?n=100000")]
-#[case::outside_to_the_other_node_port_v6("http://[fd00:31::12]:30080/")]
+#[case::outside_to_the_other_node_port_v6("http://[fd00:31::12]:30080/bytes?n=100000")]
 #[case::outside_to_cluster_ip(CLUSTER_IP)]
 #[case::udp_outside_to_one_node_port("udp://172.31.0.11:30007")]
-fn every_backend_answers_behind_xdp(#[case] target: &str) {
-    Cluster::with_generic_xdp().expect_balanced(OUTSIDE, &Options::to(target), &all_backends());
+#[case::udp_outside_to_the_other_node_port_v6("udp://[fd00:31::12]:30007")]
+fn every_backend_answers_behind_xdp(
+    #[values(Cluster::with_generic_xdp, Cluster::with_native_xdp)] cluster: Start,
+    #[case] target: &str,
+) {
+    cluster().expect_balanced(OUTSIDE, &Options::to(target), &all_backends());
 }
 
 #[rstest]
@@ -240,9 +245,12 @@ fn no_request_fails_while_the_agents_are_killed_and_what_changed_meanwhile_is_ri
     }
 }
 
-#[test]
-fn an_orderly_restart_costs_no_request() {
-    let mut cluster = Cluster::with_manifests();
+#[rstest]
+#[case::tcx(Cluster::with_manifests)]
+#[case::generic_xdp(Cluster::with_generic_xdp)]
+#[case::native_xdp(Cluster::with_native_xdp)]
+fn an_orderly_restart_costs_no_request(#[case] cluster: Start) {
+    let mut cluster = cluster();
     let node_port = format!("http://{}:{NODE_PORT}/", NODES[0].v4());
     let loads = [cluster.load(CLIENT, CLUSTER_IP), cluster.load(OUTSIDE, &node_port)];
     for _ in 0..3 {

@@ -14,6 +14,8 @@ pub mod health;
 pub mod host;
 pub mod ids;
 pub mod inspect;
+#[cfg(feature = "kernel-log")]
+pub mod kernel_log;
 pub mod metrics;
 pub mod notes;
 pub mod object;

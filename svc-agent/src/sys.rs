@@ -228,11 +228,11 @@ pub fn update_trie<K: Plain, V: Plain>(
     }
 }
 
-/// An array's entries, absent ones (of an array of maps) left out.
+/// An array's entries that are wanted; absent ones (of an array of maps) are left out.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn array_entries<V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(u32, V)>> {
+pub fn array_entries<V: Plain>(map: BorrowedFd<'_>, wanted: impl Fn(&V) -> bool) -> io::Result<Vec<(u32, V)>> {
     const CHUNK: usize = 4096;
     let mut entries = Vec::new();
     let mut keys = vec![0u32; CHUNK];
@@ -257,7 +257,7 @@ pub fn array_entries<V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(u32, V)>>
             Err(error) => return Err(error),
         };
         let count = attr.count as usize;
-        entries.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+        entries.extend(keys.iter().copied().zip(values.iter().copied()).take(count).filter(|(_, value)| wanted(value)));
         if last {
             return Ok(entries);
         }

@@ -210,6 +210,15 @@ pub struct Hit {
 }
 
 impl Hit {
+    /// What [`find`] would say of the entry that [`Entry::forward`] makes of the same; `frontend` is its key's destination.
+    #[inline(always)]
+    pub fn set_forward(&mut self, frontend: Addr, to: Addr, masquerade: bool, backend: u32) {
+        self.to = to.pairs();
+        self.dst = frontend.pairs();
+        self.flags = if masquerade { (MASQUERADE >> PROTOCOL_SHIFT) as u8 } else { 0 };
+        self.backend = backend;
+    }
+
     #[inline(always)]
     pub const fn to(&self) -> Addr {
         Addr::from_pairs(self.to)
@@ -257,11 +266,10 @@ impl Entry {
         Entry::new(key, if masquerade { MASQUERADE } else { 0 }, to.pairs(), port, source_port, backend, 0)
     }
 
-    /// The same entry with these state bits.
+    /// `state`: the state bits that the flow begins with.
     #[inline(always)]
-    pub const fn with_state(mut self, state: u8) -> Self {
+    pub const fn set_state(&mut self, state: u8) {
         self.0.tail.state = state;
-        self
     }
 
     /// Backend to client.

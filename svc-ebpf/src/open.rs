@@ -36,8 +36,11 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
         attempt += 1;
         match add_reverse(tables, headers, &backend, port) {
             Added::New => {
-                return match add_forward(tables, headers, key, &backend, port, hit) {
-                    Added::New => Ok(()),
+                return match add_forward(tables, headers, key, &backend, port) {
+                    Added::New => {
+                        note(tables, headers, &backend, port, hit);
+                        Ok(())
+                    }
                     added => {
                         withdraw(tables, headers, &backend, port);
                         // Another core opened the same flow meanwhile: its choice holds.
@@ -103,27 +106,26 @@ fn masquerades<T: Tables>(tables: &T, headers: &Headers, frontend: &Frontend, ba
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn add_reverse<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot, port: u16) -> Added {
     let key = reverse_key(headers, backend, port);
-    let reverse = Entry::reverse(key, headers.dst, headers.dport, headers.src, headers.sport, backend.id);
-    add(tables.flows(), &reverse.with_state(first_state(headers)), tables.now())
+    let mut reverse = Entry::reverse(key, headers.dst, headers.dport, headers.src, headers.sport, backend.id);
+    reverse.set_state(first_state(headers));
+    add(tables.flows(), &reverse, tables.now())
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn add_forward<T: Tables>(
-    tables: &T,
-    headers: &Headers,
-    key: &Key,
-    backend: &BackendSlot,
-    port: u16,
-    hit: &mut Hit,
-) -> Added {
-    let now = tables.now();
-    let forward = Entry::forward(*key, backend.addr, backend.port, port, is_masqueraded(backend), backend.id)
-        .with_state(first_state(headers));
-    let added = add(tables.flows(), &forward, now);
-    if added == Added::New {
-        *hit = forward.hit(now);
-    }
-    added
+fn add_forward<T: Tables>(tables: &T, headers: &Headers, key: &Key, backend: &BackendSlot, port: u16) -> Added {
+    let mut forward = Entry::forward(*key, backend.addr, backend.port, port, is_masqueraded(backend), backend.id);
+    forward.set_state(first_state(headers));
+    add(tables.flows(), &forward, tables.now())
+}
+
+/// What was just added, without looking for it.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn note<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot, port: u16, hit: &mut Hit) {
+    hit.set_forward(headers.dst, backend.addr, is_masqueraded(backend), backend.id);
+    hit.port = backend.port;
+    hit.second = port;
+    hit.last = tables.now();
+    hit.state = first_state(headers);
 }
 
 #[inline(always)]

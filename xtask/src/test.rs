@@ -43,6 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     shown(cargo().args(["test", "--"]).args(&options.filters))?;
     let result = shown(&mut root_tests(control_plane, &options.filters)?);
+    let result = result.and(shown(&mut debug_kernel_part(&options.filters)));
     // A test that was killed could not tidy up after itself.
     shown(program("svc-lab")?.arg("clean"))?;
     result
@@ -60,6 +61,13 @@ fn root_tests(control_plane: bool, filters: &[String]) -> Result<Command> {
     }
     test.args(["--", "--test-threads", "2"]).args(filters);
     Ok(test)
+}
+
+/// The kernel part with its log lines is another object: the verifier's tests once more, on that one.
+fn debug_kernel_part(filters: &[String]) -> Command {
+    let mut test = cargo();
+    test.args(["test", "--workspace", "--features", "svc-tests/kernel-log", "--test", "verifier", "--"]).args(filters);
+    test
 }
 
 /// As tests/Cargo.toml names them.

@@ -77,9 +77,10 @@ impl Cli {
 
     /// RUST_LOG, where it is set, has the last word.
     fn start_log(&self) {
+        // `svc` is the kernel part, where it is built to say anything.
         let default = match self.verbose {
-            0 => "error,svc_agent=info",
-            1 => "warn,svc_agent=debug",
+            0 => "error,svc=info,svc_agent=info",
+            1 => "warn,svc=info,svc_agent=debug",
             _ => "debug,svc_agent=trace",
         };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));

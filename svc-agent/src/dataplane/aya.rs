@@ -74,6 +74,8 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
     let flow_sets = settings.flow_table_size.max(64).next_power_of_two();
     let paths: Vec<_> = MAPS.iter().map(|(name, pin)| (*name, maps.join(pin))).collect();
     let mut loader = EbpfLoader::new();
+    // The kernel's own types, megabytes of them, are only for programs that look into its structures.
+    loader.btf(None);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
@@ -131,7 +133,16 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
         SocketLb::On | SocketLb::Host => attach::sockets(&mut ebpf, &links, &cgroup)?,
         SocketLb::Off => attach::no_sockets(&links)?,
     }
-    Ok((aya, PodPrograms::load(ebpf, links)?))
+    #[cfg(feature = "kernel-log")]
+    crate::kernel_log::forward(&mut ebpf)?;
+    let pods = PodPrograms::load(ebpf, links)?;
+    // Loading took far more memory than is needed from here on; glibc's heap does not shrink by itself.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+    Ok((aya, pods))
 }
 
 /// The size that the map has to be loaded with: that of the pinned one, where there is one.
@@ -279,19 +290,19 @@ impl Dataplane for Aya {
         }
         let services: BTreeMap<_, _> = named(pin::SERVICES, sys::entries(self.services.as_fd()))?.into_iter().collect();
         let mut sets = BTreeMap::new();
-        for (id, map) in named(pin::BACKEND_SETS, sys::array_entries::<u32>(self.sets.as_fd()))? {
+        for (id, map) in named(pin::BACKEND_SETS, sys::array_entries::<u32>(self.sets.as_fd(), |_| true))? {
             let Ok(inner) = sys::map_by_id(map) else { continue };
-            let Ok(slots) = sys::array_entries::<BackendSlot>(inner.as_fd()) else { continue };
+            let Ok(slots) = sys::array_entries::<BackendSlot>(inner.as_fd(), |_| true) else { continue };
             let count = slots.first().map_or(0, |(_, header)| header.id as usize);
             if count > 0 || services.contains_key(&(id / 2)) {
                 sets.insert(id, slots.into_iter().skip(1).take(count).map(|(_, slot)| slot).collect());
             }
         }
-        let backends = named(pin::BACKENDS, sys::array_entries::<Backend>(self.backends.as_fd()))?;
+        let backends = sys::array_entries(self.backends.as_fd(), |backend| *backend != Backend::default());
         Ok(State {
             frontends: named(pin::FRONTENDS, sys::entries(self.frontends.as_fd()))?.into_iter().collect(),
             sets,
-            backends: backends.into_iter().filter(|(_, backend)| *backend != Backend::default()).collect(),
+            backends: named(pin::BACKENDS, backends)?.into_iter().collect(),
             addresses: named(pin::ADDRESSES, sys::entries(self.addresses.as_fd()))?.into_iter().collect(),
             services,
             source_ranges: named(pin::SOURCE_RANGES, sys::entries::<SourceRangeKey, u32>(self.source_ranges.as_fd()))?

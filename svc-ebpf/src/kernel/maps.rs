@@ -237,6 +237,8 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn count(&self, reason: Reason, bytes: u32) {
+        #[cfg(feature = "log")]
+        super::log::log(reason, bytes);
         if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own.
             unsafe {

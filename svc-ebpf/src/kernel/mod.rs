@@ -1,5 +1,7 @@
 //! Bound to the kernel: one file a kind of hook, and every map in `maps.rs`.
 mod global;
+#[cfg(feature = "log")]
+mod log;
 mod maps;
 mod route;
 mod sock_addr;

@@ -178,6 +178,11 @@ impl Lab {
         self.namespaces.values().try_for_each(offload::checksum_before_sending)
     }
 
+    /// See [`offload`]; for labs whose agents use native XDP. The uplinks' peers are the LAN's.
+    pub fn receive_from_xdp(&self) -> Result<()> {
+        offload::receive_from_xdp(self.namespace(LAN)?)
+    }
+
     /// Ends a pod's server as a crash would.
     pub fn kill_server(&mut self, pod: &str) {
         self.servers.remove(pod);
