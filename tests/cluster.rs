@@ -52,7 +52,7 @@ impl Cluster {
 
     /// Driven by a folder of manifests, with XDP in the uplink's driver.
     pub fn with_native_xdp() -> Self {
-        let lab = Lab::new().unwrap();
+        let mut lab = Lab::new().unwrap();
         lab.checksum_before_sending().unwrap();
         lab.receive_from_xdp().unwrap();
         let source = Source::directory(&lab);

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -112,13 +113,16 @@ pub struct Lab {
     /// Before the namespaces that they are in.
     servers: BTreeMap<&'static str, Process>,
     namespaces: BTreeMap<&'static str, Netns>,
+    /// Of XDP programs on the LAN.
+    links: Vec<OwnedFd>,
     claim: Claim,
 }
 
 impl Lab {
     /// The network, with a server running in each backend pod.
     pub fn new() -> Result<Self> {
-        let mut lab = Lab { servers: BTreeMap::new(), namespaces: BTreeMap::new(), claim: Claim::new()? };
+        let mut lab =
+            Lab { servers: BTreeMap::new(), namespaces: BTreeMap::new(), links: Vec::new(), claim: Claim::new()? };
         lab.make_lan()?;
         lab.make_outside()?;
         for node in &NODES {
@@ -179,8 +183,9 @@ impl Lab {
     }
 
     /// See [`offload`]; for labs whose agents use native XDP. The uplinks' peers are the LAN's.
-    pub fn receive_from_xdp(&self) -> Result<()> {
-        offload::receive_from_xdp(self.namespace(LAN)?)
+    pub fn receive_from_xdp(&mut self) -> Result<()> {
+        self.links = offload::receive_from_xdp(self.namespace(LAN)?)?;
+        Ok(())
     }
 
     /// Ends a pod's server as a crash would.
