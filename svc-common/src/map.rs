@@ -267,6 +267,16 @@ pub struct Config {
 }
 const _: () = assert!(size_of::<Config>() == 40);
 
+impl Config {
+    /// The first of the source ports that stand for a client's own where its address stays. Those below, three quarters of
+    /// all, go with this node's address. Both are apart since every node gives out ports, and what one has
+    /// given to its own address another may have to move.
+    #[inline(always)]
+    pub const fn first_moved_port(&self) -> u16 {
+        self.snat_last - (self.snat_last - self.snat_first) / 4
+    }
+}
+
 /// Every connection to a ClusterIP takes an address of this node as its source (kube-proxy's masqueradeAll).
 pub const CONFIG_MASQUERADE_ALL: u32 = 1;
 /// `cidrs` tells which sources are pods: a ClusterIP's other clients are masqueraded.

@@ -3,7 +3,7 @@ use svc_common::Reason;
 use svc_common::flow::{Added, Entry, Hit, Key, Memory, TO_STACK, add, find};
 use svc_common::map::{
     BACKEND_LOCAL, BackendSlot, CIDR_PODS, CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP,
-    FRONTEND_KIND, Frontend,
+    FRONTEND_EXTERNAL_LOCAL, FRONTEND_KIND, Frontend, SCTP,
 };
 use svc_common::select::pick;
 
@@ -16,12 +16,15 @@ const TRIES: u32 = 32;
 
 /// In a chosen slot's flags: the source address becomes this node's.
 const MASQUERADED: u16 = 1 << 15;
+/// The source port stays if it can.
+const PORT_KEPT: u16 = 1 << 14;
 
 /// Opens the flow of `headers`, whose key is `key`, towards one of its frontend's backends; what its packets need
 /// stands in `hit` then.
 ///
-/// The client's address stays where replies pass by here anyway; else it becomes this node's. The client's port stays
-/// unless another flow to the same backend has it already.
+/// The client's address stays where replies pass by here anyway; else it becomes this node's. The client's port becomes one
+/// that no client chooses by itself, where the client may know the way to the backend: a connection that it makes
+/// there directly, from the same port, would be the same to the backend, and its replies to us.
 ///
 /// # Errors
 /// Those of [`lookup`] and [`choose`], [`Reason::NotService`] where the packet is none that a flow begins with,
@@ -30,7 +33,7 @@ const MASQUERADED: u16 = 1 << 15;
 pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) -> Result<(), Reason> {
     let mut backend = BackendSlot::default();
     balance(tables, headers, &mut backend)?;
-    let mut port = if is_masqueraded(&backend) { source_port(tables) } else { headers.sport };
+    let mut port = if backend.flags & PORT_KEPT != 0 { headers.sport } else { source_port(tables, &backend) };
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
@@ -52,7 +55,7 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
                     }
                 };
             }
-            Added::Exists => port = source_port(tables),
+            Added::Exists => port = source_port(tables, &backend),
             Added::Full => return Err(Reason::FlowTableFull),
         }
     }
@@ -71,6 +74,8 @@ fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) 
     }
     if masquerades(tables, headers, &frontend, backend) {
         backend.flags |= MASQUERADED;
+    } else if keeps_port(headers, &frontend, &client) {
+        backend.flags |= PORT_KEPT;
     }
     Ok(())
 }
@@ -101,6 +106,16 @@ fn masquerades<T: Tables>(tables: &T, headers: &Headers, frontend: &Frontend, ba
         }
         From::Host => false,
     }
+}
+
+/// A client outside, of a frontend that is to show it as it is (externalTrafficPolicy Local); one whose port is to show its
+/// privilege; SCTP, whose checksum covers the port.
+#[inline(always)]
+fn keeps_port(headers: &Headers, frontend: &Frontend, client: &Client) -> bool {
+    const PRIVILEGED: u16 = 1024;
+    (client.scope == Scope::External && frontend.flags & FRONTEND_EXTERNAL_LOCAL != 0)
+        || u16::from_be(headers.sport) < PRIVILEGED
+        || headers.protocol == SCTP
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
@@ -163,8 +178,11 @@ const fn is_masqueraded(backend: &BackendSlot) -> bool {
 
 /// Network byte order.
 #[inline(always)]
-fn source_port<T: Tables>(tables: &T) -> u16 {
+fn source_port<T: Tables>(tables: &T, backend: &BackendSlot) -> u16 {
     let config = tables.config();
-    let range = config.snat_last.wrapping_sub(config.snat_first) as u32 + 1;
-    config.snat_first.wrapping_add(pick(tables.random(), range) as u16).to_be()
+    let moved = config.first_moved_port();
+    let (first, last) =
+        if is_masqueraded(backend) { (config.snat_first, moved.wrapping_sub(1)) } else { (moved, config.snat_last) };
+    let range = last.wrapping_sub(first) as u32 + 1;
+    first.wrapping_add(pick(tables.random(), range) as u16).to_be()
 }

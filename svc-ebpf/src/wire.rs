@@ -44,7 +44,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
     *key = Key::masqueraded(headers.src, headers.sport, headers.dport, headers.protocol);
     let config = tables.config();
     let port = u16::from_be(headers.dport);
-    let may_be_masqueraded = config.snat_first <= port && port <= config.snat_last;
+    let may_be_masqueraded = config.snat_first <= port && port < config.first_moved_port();
     if !may_be_masqueraded
         || !follow(tables, key, headers, hit)
         || tables.address(&headers.dst) & (ADDRESS_LOCAL | ADDRESS_NODE) == 0

@@ -2,6 +2,7 @@
 mod build;
 mod host;
 mod lint;
+mod parity;
 mod run;
 mod setup;
 mod step;
@@ -26,6 +27,7 @@ enum Task {
     Build(build::Options),
     Run(run::Options),
     Test(test::Options),
+    Parity(parity::Options),
     Lint(lint::Options),
 }
 
@@ -45,6 +47,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Build(options) => build::run(&options),
         Task::Run(options) => run::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Parity(options) => parity::run(&options),
         Task::Lint(options) => lint::run(&options),
     }
 }

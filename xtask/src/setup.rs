@@ -36,6 +36,15 @@ pub(crate) fn ensure_lab_tools() -> Result<()> {
         .context("`ip` of iproute2 is missing, which makes the lab's network")
 }
 
+/// What kube-proxy calls.
+pub(crate) fn ensure_kube_proxy_tools() -> Result<()> {
+    if answers("nft", &["--version"]) && answers("iptables", &["--version"]) {
+        return Ok(());
+    }
+    apt_install("programs that kube-proxy calls", &["nftables".to_owned(), "iptables".to_owned()])
+        .context("`nft` and `iptables` are missing, by which kube-proxy writes its rules")
+}
+
 /// What the control-plane tests are built with.
 pub(crate) fn require_go() -> Result<()> {
     if env::var_os("KUBEBUILDER_ASSETS").is_none() && !answers("go", &["version"]) {

@@ -39,9 +39,11 @@ fn a_local_backend_sees_the_client_and_its_reply_comes_from_the_frontend() {
     node_port(&mut world, &[(LOCAL, true)], 0);
     let mut frame = syn();
     assert_eq!(world.ingress(&mut frame), Ok(Next::Stack));
-    assert_eq!(frame.endpoints(), (CLIENT.into(), 4000, LOCAL.into(), 9376));
+    let (src, port, dst, dport) = frame.endpoints();
+    assert_eq!((src.as_str(), dst.as_str(), dport), (CLIENT, LOCAL, 9376));
+    assert!((15_000..=29_999).contains(&port), "a port that the client does not choose by itself: {port}");
     assert!(frame.checksums_are_right());
-    let mut reply = Frame::tcp(LOCAL, 9376, CLIENT, 4000, TCP_SYN | TCP_ACK);
+    let mut reply = Frame::tcp(LOCAL, 9376, CLIENT, port, TCP_SYN | TCP_ACK);
     assert_eq!(world.egress(&mut reply), Ok(Next::Stack));
     assert_eq!(reply.endpoints(), (NODE.into(), 30080, CLIENT.into(), 4000));
     assert!(reply.checksums_are_right());
@@ -96,13 +98,37 @@ fn a_datagram_never_goes_to_a_backend_that_has_left() {
 }
 
 #[test]
-fn a_closed_connections_port_may_be_used_again_at_once() {
+fn a_client_outside_is_shown_as_it_is_by_policy_local_and_a_privileged_port_always() {
+    for (flags, sport) in [(FRONTEND_EXTERNAL_LOCAL, 4000), (0, 1023)] {
+        let mut world = World::default();
+        node_port(&mut world, &[(LOCAL, true)], flags);
+        let mut frame = Frame::tcp(CLIENT, sport, NODE, 30080, TCP_SYN);
+        assert_eq!(world.ingress(&mut frame), Ok(Next::Stack));
+        assert_eq!(frame.endpoints(), (CLIENT.into(), sport, LOCAL.into(), 9376));
+    }
+}
+
+#[test]
+fn a_direct_connection_from_the_same_port_is_not_taken_for_a_flows() {
     let mut world = World::default();
     node_port(&mut world, &[(LOCAL, true)], 0);
     world.ingress(&mut syn()).unwrap();
-    world.egress(&mut Frame::tcp(LOCAL, 9376, CLIENT, 4000, TCP_SYN | TCP_ACK)).unwrap();
+    let mut direct = Frame::tcp(LOCAL, 9376, CLIENT, 4000, TCP_SYN | TCP_ACK);
+    let before = direct.clone();
+    assert_eq!(world.egress(&mut direct), Err(Reason::NotService));
+    assert_eq!(direct, before);
+}
+
+#[test]
+fn a_closed_connections_port_may_be_used_again_at_once() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    let mut first = syn();
+    world.ingress(&mut first).unwrap();
+    let port = first.endpoints().1;
+    world.egress(&mut Frame::tcp(LOCAL, 9376, CLIENT, port, TCP_SYN | TCP_ACK)).unwrap();
     world.ingress(&mut Frame::tcp(CLIENT, 4000, NODE, 30080, TCP_ACK | TCP_FIN)).unwrap();
-    world.egress(&mut Frame::tcp(LOCAL, 9376, CLIENT, 4000, TCP_ACK | TCP_FIN)).unwrap();
+    world.egress(&mut Frame::tcp(LOCAL, 9376, CLIENT, port, TCP_ACK | TCP_FIN)).unwrap();
     node_port(&mut world, &[("10.244.1.6", true)], 0);
     let mut again = syn();
     world.ingress(&mut again).unwrap();
@@ -120,8 +146,7 @@ fn two_frontends_never_share_a_reverse_entry() {
     world.ingress(&mut second).unwrap();
     let (_, first_port, ..) = first.endpoints();
     let (_, second_port, ..) = second.endpoints();
-    assert_eq!(first_port, 4000);
-    assert_ne!(second_port, 4000);
+    assert_ne!(first_port, second_port);
     for (port, frontend) in [(first_port, 30080), (second_port, 30081)] {
         let mut reply = Frame::tcp(LOCAL, 9376, CLIENT, port, TCP_SYN | TCP_ACK);
         world.egress(&mut reply).unwrap();

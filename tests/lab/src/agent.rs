@@ -92,7 +92,8 @@ impl Agent {
     }
 }
 
-fn healthz() -> Result<u16> {
+/// The status of the Service proxy's own health on this host, kube-proxy's being at the same place.
+pub(crate) fn healthz() -> Result<u16> {
     let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTHZ_PORT)))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;

@@ -1,6 +1,8 @@
 //! The lab's client: real HTTP requests, or UDP datagrams, one line of JSON for the outcome of each.
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -12,6 +14,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -84,9 +87,9 @@ pub struct Outcome {
     pub ms: f64,
 }
 
-struct Answer {
-    backend: String,
-    peer: String,
+pub(crate) struct Answer {
+    pub(crate) backend: String,
+    pub(crate) peer: String,
     status: Option<u16>,
 }
 
@@ -164,7 +167,7 @@ fn report(start: Instant, result: Result<Answer>) {
 }
 
 #[derive(Clone)]
-enum Target {
+pub(crate) enum Target {
     Http { address: SocketAddr, host: String, path: String },
     Udp(SocketAddr),
 }
@@ -172,7 +175,7 @@ enum Target {
 type Connection = SendRequest<Empty<Bytes>>;
 
 impl Target {
-    fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         if let Some(address) = text.strip_prefix("udp://") {
             return Ok(Target::Udp(address.parse().with_context(|| format!("no address and port: {address}"))?));
         }
@@ -181,6 +184,22 @@ impl Target {
         let address = host.parse().or_else(|_| format!("{host}:80").parse());
         let address = address.with_context(|| format!("no address: {host}"))?;
         Ok(Target::Http { address, host: host.to_owned(), path: format!("/{path}") })
+    }
+
+    /// A request on a connection or a socket of its own, for UDP from one of these ports. A datagram is sent again and
+    /// again: where many are under way, some get lost.
+    pub(crate) async fn ask_once(&self, source_ports: RangeInclusive<u16>) -> Result<Answer> {
+        match self {
+            Target::Udp(address) => {
+                let socket = connect_udp(bind(*address, source_ports)?, *address).await?;
+                loop {
+                    if let Ok(answer) = timeout(RESEND, exchange(&socket)).await {
+                        return answer;
+                    }
+                }
+            }
+            Target::Http { address, host, path } => get(&mut connect(*address).await?, host, path).await,
+        }
     }
 
     async fn ask(&self, options: &Options, kept: &mut Option<Connection>) -> Result<Answer> {
@@ -230,14 +249,54 @@ async fn get(connection: &mut Connection, host: &str, path: &str) -> Result<Answ
 }
 
 const PAYLOAD: &str = "hello";
+const RESEND: Duration = Duration::from_millis(500);
 
 async fn ask_connected(address: SocketAddr) -> Result<Answer> {
-    let socket = UdpSocket::bind(unspecified(address)).await?;
+    exchange(&connect_udp(UdpSocket::bind(unspecified(address)).await?, address).await?).await
+}
+
+/// A socket to talk to `peer` with, on one of these ports.
+fn bind(peer: SocketAddr, ports: RangeInclusive<u16>) -> Result<UdpSocket> {
+    let any = unspecified(peer);
+    let socket = Socket::new(Domain::for_address(peer), Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    let local = if ports.start() == ports.end() {
+        SocketAddr::new(any.ip(), *ports.start())
+    } else {
+        restrict_ports(&socket, &ports).context("cannot restrict a socket's port")?;
+        any
+    };
+    socket.bind(&local.into())?;
+    Ok(UdpSocket::from_std(socket.into())?)
+}
+
+/// See IP_LOCAL_PORT_RANGE in ip(7); Linux 6.3.
+fn restrict_ports(socket: &Socket, ports: &RangeInclusive<u16>) -> std::io::Result<()> {
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+    let range = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
+    // SAFETY: the descriptor is open, and the kernel reads as many bytes as the value has.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            IP_LOCAL_PORT_RANGE,
+            std::ptr::from_ref(&range).cast(),
+            size_of_val(&range) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+async fn connect_udp(socket: UdpSocket, address: SocketAddr) -> Result<UdpSocket> {
     socket.connect(address).await.map_err(|error| named("connect", &error))?;
     let peer = socket.peer_addr().map_err(|error| named("getpeername", &error))?;
     if peer != address {
         bail!("connected to {address}, but getpeername says {peer}");
     }
+    Ok(socket)
+}
+
+async fn exchange(socket: &UdpSocket) -> Result<Answer> {
     socket.send(PAYLOAD.as_bytes()).await.map_err(|error| named("send", &error))?;
     let mut answer = [0; 1500];
     let length = socket.recv(&mut answer).await.map_err(|error| named("receive", &error))?;

@@ -19,7 +19,7 @@ use crate::manifests::{Manifests, identity};
 use crate::process::Process;
 use crate::topology::{CONTROL_PLANE, Lab, SERVICE_CIDRS, lan_v4};
 
-pub use self::binaries::directory as binaries_directory;
+pub use self::binaries::{directory as binaries_directory, kube_proxy as kube_proxy_binary, kubernetes_version};
 
 const ADDRESS: std::net::Ipv4Addr = lan_v4(0x02);
 const PORT: u16 = 6443;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use svc_lab::{claim, client, control_plane, server};
+use svc_lab::{claim, client, control_plane, probe, server};
 
 /// A lab of network namespaces for svc. It needs root.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Demo(demo::Options),
     Serve(server::Options),
     Client(client::Options),
+    /// Answer what stands on the standard input, a JSON array of questions, by one of verdicts.
+    Probe,
     Enter(enter::Options),
     /// Remove what killed labs have left.
     Clean,
@@ -43,6 +45,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Demo(options) => return demo::run(&options),
         Command::Serve(options) => server::run(&options)?,
         Command::Client(options) => client::run(&options)?,
+        Command::Probe => probe::run()?,
         Command::Enter(options) => enter::run(&options)?,
         Command::Clean => claim::sweep()?,
         Command::ControlPlane => println!("{}", control_plane::binaries_directory()?.display()),

@@ -1,7 +1,7 @@
 //! Where a lab's agents take their objects from: a folder of manifests, or a real API server. A scenario runs on both.
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::control_plane::ControlPlane;
 use crate::manifests::Manifests;
@@ -20,6 +20,14 @@ impl Source {
     /// Starts one, which takes a few seconds.
     pub fn control_plane(lab: &mut Lab) -> Result<Self> {
         Ok(Source::ControlPlane(ControlPlane::start(lab)?))
+    }
+
+    /// Where it is one.
+    pub fn api_server(&self) -> Result<&ControlPlane> {
+        match self {
+            Source::ControlPlane(control_plane) => Ok(control_plane),
+            Source::Directory(_) => bail!("kube-proxy takes its objects from an API server only"),
+        }
     }
 
     /// Makes its objects these.

@@ -75,6 +75,16 @@ impl Node {
     fn pods_v6(&self, host: u8) -> Ipv6Addr {
         Ipv6Addr::new(0xfd00, 0x10, 0x244, self.pod_network.into(), 0, 0, 0, host.into())
     }
+
+    /// Of its pods, IPv4 first.
+    pub fn pod_cidrs(&self) -> [String; 2] {
+        [format!("{}/24", self.pods_v4(0)), format!("{}/64", self.pods_v6(0))]
+    }
+
+    /// Its addresses towards its pods.
+    pub fn gateways(&self) -> [IpAddr; 2] {
+        [self.pods_v4(GATEWAY_HOST).into(), self.pods_v6(GATEWAY_HOST).into()]
+    }
 }
 
 impl Pod {
@@ -104,6 +114,20 @@ const fn decimal(host: u8) -> u8 {
     host / 16 * 10 + host % 16
 }
 
+/// A host's addresses, IPv4 first; a node's towards its pods come last.
+pub fn addresses(host: &str) -> Result<Vec<IpAddr>> {
+    if host == OUTSIDE {
+        return Ok(vec![lan_v4(OUTSIDE_HOST).into(), lan_v6(OUTSIDE_HOST).into()]);
+    }
+    if let Some(node) = NODES.iter().find(|node| node.name == host) {
+        return Ok([&[node.v4().into(), node.v6().into()][..], &node.gateways()].concat());
+    }
+    let pod = BACKENDS.iter().chain([&CLIENT_POD]).find(|pod| pod.name == host);
+    let pod = pod.with_context(|| format!("the lab has no host {host}"))?;
+    Ok(vec![pod.v4().into(), pod.v6().into()])
+}
+
+const GATEWAY_HOST: u8 = 0x01;
 const BRIDGE_HOST: u8 = 0x01;
 const CONTROL_PLANE_HOST: u8 = 0x02;
 const OUTSIDE_HOST: u8 = 0x99;
@@ -262,7 +286,7 @@ impl Lab {
     fn make_pod(&mut self, pod: &'static Pod) -> Result<()> {
         let node = pod.node();
         let name = self.add_host(pod.name)?.name().to_owned();
-        let (gateway_v4, gateway_v6) = (node.pods_v4(1), node.pods_v6(1));
+        let (gateway_v4, gateway_v6) = (node.pods_v4(GATEWAY_HOST), node.pods_v6(GATEWAY_HOST));
         let (v4, v6) = (pod.v4(), pod.v6());
         let link = format!("pod-{}", pod.name);
         self.namespace(node.name)?.ip(&format!(
@@ -286,15 +310,26 @@ impl Lab {
 
     fn start_servers(&mut self) -> Result<()> {
         for pod in &BACKENDS {
-            let mut server = Command::new(binaries::lab()?);
-            let (_, log) = self.log(pod.name)?;
-            server.args(["serve", "--name", pod.name]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-            let process = self.spawn(pod.name, server)?;
-            self.servers.insert(pod.name, process);
+            self.spawn_server(pod.name)?;
         }
         for pod in &BACKENDS {
             self.wait_for_port(pod.name, PORT)?;
         }
+        Ok(())
+    }
+
+    /// A server on a host that is no pod, for backends outside the cluster.
+    pub fn start_server(&mut self, host: &'static str) -> Result<()> {
+        self.spawn_server(host)?;
+        self.wait_for_port(host, PORT)
+    }
+
+    fn spawn_server(&mut self, host: &'static str) -> Result<()> {
+        let mut server = Command::new(binaries::lab()?);
+        let (_, log) = self.log(host)?;
+        server.args(["serve", "--name", host]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let process = self.spawn(host, server)?;
+        self.servers.insert(host, process);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! kube-apiserver and etcd: where envtest looks for them, else built from their Go modules, once.
+//! kube-apiserver, etcd and kube-proxy: where envtest looks for them, else built from their Go modules, once.
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,36 +7,65 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../control-plane");
 const PROGRAMS: [(&str, &str); 2] =
     [("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"), ("etcd", "go.etcd.io/etcd/server/v3")];
+const KUBE_PROXY: (&str, &str) = ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy");
 
-/// Their directory. Builds them where they are missing, which takes minutes.
+/// That of kube-apiserver and etcd. Builds them where they are missing, which takes minutes.
 pub fn directory() -> Result<PathBuf> {
     if let Some(assets) = env::var_os("KUBEBUILDER_ASSETS") {
         return Ok(assets.into());
     }
-    let module = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../control-plane"));
-    let requirements = fs::read_to_string(module.join("go.mod")).context("cannot read tests/control-plane/go.mod")?;
-    let directory = cache()?.join(stamp(&requirements)?);
-    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    for (name, package) in PROGRAMS {
-        if !directory.join(name).exists() {
-            build(module, package, &directory.join(name))?;
-        }
+    let directory = versioned()?;
+    for program in PROGRAMS {
+        ensure(&directory, program)?;
     }
     Ok(directory)
 }
 
-fn build(module: &Path, package: &str, target: &Path) -> Result<()> {
+/// kube-proxy, which envtest does not bring: built where it is not beside the others.
+pub fn kube_proxy() -> Result<PathBuf> {
+    let assets = env::var_os("KUBEBUILDER_ASSETS").map(|assets| Path::new(&assets).join(KUBE_PROXY.0));
+    match assets.filter(|path| path.is_file()) {
+        Some(path) => Ok(path),
+        None => ensure(&versioned()?, KUBE_PROXY),
+    }
+}
+
+/// The version of Kubernetes that is built.
+pub fn kubernetes_version() -> Result<String> {
+    version(&requirements()?, "k8s.io/kubernetes").map(str::to_owned)
+}
+
+fn versioned() -> Result<PathBuf> {
+    let directory = cache()?.join(stamp(&requirements()?)?);
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn requirements() -> Result<String> {
+    fs::read_to_string(Path::new(MODULE).join("go.mod")).context("cannot read tests/control-plane/go.mod")
+}
+
+fn ensure(directory: &Path, (name, package): (&str, &str)) -> Result<PathBuf> {
+    let path = directory.join(name);
+    if !path.exists() {
+        build(package, &path)?;
+    }
+    Ok(path)
+}
+
+fn build(package: &str, target: &Path) -> Result<()> {
     let name = target.file_name().unwrap_or_default().display().to_string();
-    eprintln!("  building {name} for the control plane; this happens once and takes minutes");
+    eprintln!("  building {name}; this happens once and takes minutes");
     let start = Instant::now();
     // Under its final name only when it is whole: a build may be interrupted, or run twice at once.
     let unfinished = target.with_extension(std::process::id().to_string());
     let status = Command::new("go")
         .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o"])
         .args([unfinished.as_os_str(), package.as_ref()])
-        .current_dir(module)
+        .current_dir(MODULE)
         .env("CGO_ENABLED", "0")
         .status()
         .context("cannot start go: the control plane is built with Go 1.26; install it, or leave these tests out with --skip control-plane")?;
@@ -58,15 +87,17 @@ fn cache() -> Result<PathBuf> {
 
 /// Other versions are other directories.
 fn stamp(requirements: &str) -> Result<String> {
-    let version = |module: &str| {
-        let line = requirements.lines().find(|line| {
-            let words: Vec<&str> = line.trim_start_matches("require").split_whitespace().collect();
-            words.len() >= 2 && words[0] == module && words[1].starts_with('v')
-        });
-        line.and_then(|line| line.split_whitespace().find(|word| word.starts_with('v')))
-            .with_context(|| format!("tests/control-plane/go.mod requires no {module}"))
-    };
-    Ok(format!("kubernetes-{}-etcd-{}", version("k8s.io/kubernetes")?, version("go.etcd.io/etcd/server/v3")?))
+    let kubernetes = version(requirements, "k8s.io/kubernetes")?;
+    Ok(format!("kubernetes-{kubernetes}-etcd-{}", version(requirements, "go.etcd.io/etcd/server/v3")?))
+}
+
+fn version<'a>(requirements: &'a str, module: &str) -> Result<&'a str> {
+    let line = requirements.lines().find(|line| {
+        let words: Vec<&str> = line.trim_start_matches("require").split_whitespace().collect();
+        words.len() >= 2 && words[0] == module && words[1].starts_with('v')
+    });
+    line.and_then(|line| line.split_whitespace().find(|word| word.starts_with('v')))
+        .with_context(|| format!("tests/control-plane/go.mod requires no {module}"))
 }
 
 #[cfg(test)]
