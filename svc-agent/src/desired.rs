@@ -24,8 +24,9 @@ pub struct Limits {
     pub source_ranges: u32,
 }
 
-/// What a backend id stands for: address, port in network byte order, protocol number.
-type BackendKey = (Addr, u16, u8);
+/// What a backend id stands for: service id, address, port in network byte order, protocol number. An endpoint that leaves
+/// one of its Services is dead to that one's flows, and to no other's.
+type BackendKey = (u32, Addr, u16, u8);
 
 #[derive(Debug)]
 pub struct Desired {
@@ -214,11 +215,12 @@ impl Desired {
         let targets: BTreeSet<&Target> = port.cluster.iter().chain(port.local.iter().flatten()).collect();
         for target in targets {
             let (addr, number, protocol) = (target.addr, target.port, port.name.protocol.number());
-            let Ok(backend) = self.backends.hold(&(addr, number, protocol)) else {
+            let Ok(backend) = self.backends.hold(&(id, addr, number, protocol)) else {
                 missing += 1;
                 continue;
             };
-            let old = self.state.backends.insert(backend, Backend { addr, port: number, protocol, live: 1, pad: 0 });
+            let value = Backend { addr, port: number, protocol, live: 1, service: id };
+            let old = self.state.backends.insert(backend, value);
             self.live_backends += usize::from(old.is_none_or(|old| old.live == 0));
             self.touched.backends.insert(backend);
             ids.insert((addr, number), backend);
@@ -314,7 +316,7 @@ impl Desired {
         for (id, name) in &placed.ports {
             let slots = [cluster_set(*id), local_set(*id)].into_iter().filter_map(|set| self.state.sets.get(&set));
             let unique: BTreeSet<(Addr, u16)> = slots.flatten().map(|slot| (slot.addr, slot.port)).collect();
-            keys.extend(unique.into_iter().map(|(addr, port)| (addr, port, name.protocol.number())));
+            keys.extend(unique.into_iter().map(|(addr, port)| (*id, addr, port, name.protocol.number())));
         }
         keys
     }
@@ -369,5 +371,5 @@ fn is_external(frontend: &Frontend) -> bool {
 }
 
 fn backend_key(backend: &Backend) -> BackendKey {
-    (backend.addr, backend.port, backend.protocol)
+    (backend.service, backend.addr, backend.port, backend.protocol)
 }

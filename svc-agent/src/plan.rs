@@ -205,10 +205,12 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
                 let any = if family == Family::V4 { Addr::ANY_V4 } else { Addr::ANY_V6 };
                 add(any, port.node_port, FRONTEND_NODE_PORT | external);
             }
-            for addr in external_ips.iter().filter(of_family) {
+            // An external address counts only where the Service has its family.
+            let has_family = |addr: &&Addr| of_family(addr) && service.families.contains(&family);
+            for addr in external_ips.iter().filter(has_family) {
                 add(*addr, port.port, FRONTEND_EXTERNAL_IP | external);
             }
-            for addr in balancer_ips.iter().filter(of_family) {
+            for addr in balancer_ips.iter().filter(has_family) {
                 add(*addr, port.port, FRONTEND_LOAD_BALANCER | external);
             }
             frontends.retain(|frontend| seen.insert(frontend.key));

@@ -108,8 +108,9 @@ impl BackendSlot {
     }
 }
 
-/// `backends`' value, by backend id: which endpoint has this id, and whether any set holds it. An id names one address,
-/// port and protocol for as long as it lives, and is given out again as late as possible, since flows remember it.
+/// `backends`' value, by backend id: which endpoint has this id, and whether its service's sets hold it. An id names one
+/// address, port and protocol of one service for as long as it lives, and is given out again as late as possible, since
+/// flows remember it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Backend {
@@ -119,7 +120,8 @@ pub struct Backend {
     pub protocol: u8,
     /// 1 while a set holds this backend; 0: new connections and UDP datagrams must choose another.
     pub live: u8,
-    pub pad: u32,
+    /// The service's id.
+    pub service: u32,
 }
 const _: () = assert!(size_of::<Backend>() == 24);
 

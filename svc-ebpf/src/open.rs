@@ -3,7 +3,7 @@ use svc_common::Reason;
 use svc_common::flow::{Added, Entry, Hit, Key, Memory, TO_STACK, add, find};
 use svc_common::map::{
     BACKEND_LOCAL, BackendSlot, CIDR_PODS, CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP,
-    FRONTEND_EXTERNAL_LOCAL, FRONTEND_KIND, Frontend, SCTP,
+    FRONTEND_KIND, Frontend, SCTP,
 };
 use svc_common::select::pick;
 
@@ -74,7 +74,7 @@ fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) 
     }
     if masquerades(tables, headers, &frontend, backend) {
         backend.flags |= MASQUERADED;
-    } else if keeps_port(headers, &frontend, &client) {
+    } else if keeps_port(headers) {
         backend.flags |= PORT_KEPT;
     }
     Ok(())
@@ -108,14 +108,11 @@ fn masquerades<T: Tables>(tables: &T, headers: &Headers, frontend: &Frontend, ba
     }
 }
 
-/// A client outside, of a frontend that is to show it as it is (externalTrafficPolicy Local); one whose port is to show its
-/// privilege; SCTP, whose checksum covers the port.
+/// A port that is to show its client's privilege, and SCTP's, which its checksum covers.
 #[inline(always)]
-fn keeps_port(headers: &Headers, frontend: &Frontend, client: &Client) -> bool {
+fn keeps_port(headers: &Headers) -> bool {
     const PRIVILEGED: u16 = 1024;
-    (client.scope == Scope::External && frontend.flags & FRONTEND_EXTERNAL_LOCAL != 0)
-        || u16::from_be(headers.sport) < PRIVILEGED
-        || headers.protocol == SCTP
+    u16::from_be(headers.sport) < PRIVILEGED || headers.protocol == SCTP
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]

@@ -22,6 +22,16 @@ const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// ClientIP affinity's timeout where none is given (core/v1, ClientIPConfig).
 const AFFINITY_SECONDS: u32 = 10_800;
 
+/// Label of a Service that another proxy serves.
+pub const OTHER_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Label of a headless Service's slices.
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// kube-proxy asks the API server for Services and slices without these.
+pub fn has_label(meta: &ObjectMeta, label: &str) -> bool {
+    meta.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
+}
+
 /// Where an object has no namespace, it is in `default`, as for `kubectl apply`.
 pub fn object_name(meta: &ObjectMeta) -> ObjectName {
     ObjectName::new(

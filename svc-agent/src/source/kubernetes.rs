@@ -34,9 +34,6 @@ use super::{Closed, Event, Sender, decode, send};
 use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
 use crate::status::Status;
 
-/// Services and slices that are not for us, by the labels that kube-proxy goes by: another proxy's, and headless ones.
-const SELECTOR: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
-
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that says nothing for this long is given up; a watch has a bookmark about once a minute.
 const READ_TIMEOUT: Duration = Duration::from_secs(100);
@@ -118,12 +115,12 @@ fn client(config: &Config) -> kube::Result<Client> {
 /// Watches until nobody listens any more.
 pub async fn run(client: Client, node_name: &str, events: Sender, status: Arc<Status>) {
     let gate = Gate::new(client.clone(), status);
-    let selected = watcher::Config::default().labels(SELECTOR);
+    let without = |label: &str| watcher::Config::default().labels(&format!("!{label}"));
     let own = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
     // Each ends with the others, when the agent stops.
     let _: Result<_, Closed> = tokio::try_join!(
-        watch::<core::Service>(Api::all(client.clone()), selected.clone(), &gate, &events),
-        watch::<discovery::EndpointSlice>(Api::all(client.clone()), selected, &gate, &events),
+        watch::<core::Service>(Api::all(client.clone()), without(decode::OTHER_PROXY_LABEL), &gate, &events),
+        watch::<discovery::EndpointSlice>(Api::all(client.clone()), without(decode::HEADLESS_LABEL), &gate, &events),
         watch::<core::Node>(Api::all(client.clone()), own, &gate, &events),
         watch::<networking::ServiceCIDR>(Api::all(client), watcher::Config::default(), &gate, &events),
     );

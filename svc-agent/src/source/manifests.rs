@@ -346,12 +346,19 @@ fn add(objects: &mut Objects, header: &Header, source: Source<'_>) -> Result<boo
     }
     match header.kind().as_str() {
         "v1/Service" => {
-            let service = decode::service(&source.read::<core::Service>()?);
+            let object = source.read::<core::Service>()?;
+            if decode::has_label(&object.metadata, decode::OTHER_PROXY_LABEL) {
+                return Ok(true);
+            }
+            let service = decode::service(&object);
             known(objects.services.iter().map(|other| &other.name), &service.name)?;
             objects.services.push(service);
         }
         "discovery.k8s.io/v1/EndpointSlice" => {
             let object = source.read::<discovery::EndpointSlice>()?;
+            if decode::has_label(&object.metadata, decode::HEADLESS_LABEL) {
+                return Ok(true);
+            }
             let slice = decode::slice(&object)
                 .ok_or_else(|| fault(&format!("it has no label {}", decode::SERVICE_NAME_LABEL)))?;
             known(objects.slices.iter().map(|other| &other.name), &slice.name)?;
