@@ -33,7 +33,7 @@ const PORT_KEPT: u16 = 1 << 14;
 pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) -> Result<(), Reason> {
     let mut backend = BackendSlot::default();
     balance(tables, headers, &mut backend)?;
-    let mut port = if backend.flags & PORT_KEPT != 0 { headers.sport } else { source_port(tables, &backend) };
+    let mut port = if backend.flags & PORT_KEPT != 0 { headers.sport } else { source_port(tables, headers, &backend) };
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
@@ -55,7 +55,7 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
                     }
                 };
             }
-            Added::Exists => port = source_port(tables, &backend),
+            Added::Exists => port = source_port(tables, headers, &backend),
             Added::Full => return Err(Reason::FlowTableFull),
         }
     }
@@ -173,13 +173,20 @@ const fn is_masqueraded(backend: &BackendSlot) -> bool {
     backend.flags & MASQUERADED != 0
 }
 
-/// Network byte order.
+/// Network byte order. Ports that a client's node gives out are none that a backend's node does, since neither knows of
+/// the other's.
 #[inline(always)]
-fn source_port<T: Tables>(tables: &T, backend: &BackendSlot) -> u16 {
+fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot) -> u16 {
     let config = tables.config();
     let moved = config.first_moved_port();
-    let (first, last) =
-        if is_masqueraded(backend) { (config.snat_first, moved.wrapping_sub(1)) } else { (moved, config.snat_last) };
-    let range = last.wrapping_sub(first) as u32 + 1;
+    let middle = moved.wrapping_add(config.snat_last.wrapping_sub(moved) / 2);
+    let (first, next) = if is_masqueraded(backend) {
+        (config.snat_first, moved)
+    } else if headers.from == From::Network {
+        (moved, middle)
+    } else {
+        (middle, config.snat_last)
+    };
+    let range = next.wrapping_sub(first) as u32;
     first.wrapping_add(pick(tables.random(), range) as u16).to_be()
 }

@@ -2,10 +2,13 @@
 mod world;
 
 use svc_common::Reason;
-use svc_common::map::{ADDRESS_CLUSTER_IP, ADDRESS_NODE, FRONTEND_EXTERNAL_LOCAL, FRONTEND_NODE_PORT, TCP, UDP};
+use svc_common::map::{
+    ADDRESS_CLUSTER_IP, ADDRESS_NODE, CIDR_SERVICES, FRONTEND_EXTERNAL_LOCAL, FRONTEND_NODE_PORT,
+    FRONTEND_SOURCE_RANGES, TCP, UDP,
+};
 use svc_ebpf::parse::{TCP_ACK, TCP_FIN, TCP_SYN};
 use svc_ebpf::wire::Next;
-use world::{Frame, World};
+use world::{Frame, World, addr};
 
 const CLIENT: &str = "192.0.2.7";
 const NODE: &str = "192.0.2.1";
@@ -205,4 +208,102 @@ fn a_packet_at_the_end_of_its_hops_goes_no_further() {
     let before = frame.clone();
     assert_eq!(world.ingress(&mut frame), Err(Reason::HopLimit));
     assert_eq!(frame, before);
+}
+
+const POD: &str = "10.244.1.9";
+
+fn cluster_ip(world: &mut World, backends: &[(&str, bool)], flags: u32) {
+    world.address(VIP, ADDRESS_CLUSTER_IP);
+    world.address(NODE, ADDRESS_NODE);
+    world.service(7, VIP, 80, TCP, flags, backends);
+}
+
+#[test]
+fn a_pod_reaches_a_backend_by_the_packet_path_and_sees_the_frontend_only() {
+    for local in [true, false] {
+        let mut world = World::default();
+        cluster_ip(&mut world, &[(LOCAL, local)], 0);
+        let mut frame = Frame::tcp(POD, 4000, VIP, 80, TCP_SYN);
+        assert_eq!(world.pod_ingress(&mut frame), Ok(Next::Stack));
+        let (src, port, dst, dport) = frame.endpoints();
+        assert_eq!((src.as_str(), dst.as_str(), dport), (POD, LOCAL, 9376));
+        let mut reply = Frame::tcp(LOCAL, 9376, POD, port, TCP_SYN | TCP_ACK);
+        assert_eq!(
+            world.pod_ingress(&mut reply.clone()),
+            Err(Reason::NotService),
+            "on its way to the client's interface"
+        );
+        assert_eq!(world.pod_egress(&mut reply), Ok(Next::Stack));
+        assert_eq!(reply.endpoints(), (VIP.into(), 80, POD.into(), 4000));
+        assert!(reply.checksums_are_right());
+    }
+}
+
+#[test]
+fn a_pod_that_is_sent_to_itself_sees_the_node() {
+    let mut world = World::default();
+    cluster_ip(&mut world, &[(POD, true)], 0);
+    let mut frame = Frame::tcp(POD, 4000, VIP, 80, TCP_SYN);
+    assert_eq!(world.pod_ingress(&mut frame), Ok(Next::Send));
+    let (src, port, dst, _) = frame.endpoints();
+    assert_eq!((src.as_str(), dst.as_str()), (NODE, POD));
+    let mut reply = Frame::tcp(POD, 9376, NODE, port, TCP_SYN | TCP_ACK);
+    assert_eq!(world.pod_ingress(&mut reply), Ok(Next::Send));
+    assert_eq!(reply.endpoints(), (VIP.into(), 80, POD.into(), 4000));
+}
+
+#[test]
+fn a_reply_to_the_nodes_own_connection_is_restored_where_it_comes_in() {
+    let mut world = World::default();
+    cluster_ip(&mut world, &[(LOCAL, true)], 0);
+    let mut frame = Frame::tcp(NODE, 40_000, VIP, 80, TCP_SYN);
+    assert_eq!(world.egress(&mut frame), Ok(Next::Send));
+    let (src, port, dst, _) = frame.endpoints();
+    assert_eq!((src.as_str(), dst.as_str()), (NODE, LOCAL));
+    let mut reply = Frame::tcp(LOCAL, 9376, NODE, port, TCP_SYN | TCP_ACK);
+    assert_eq!(world.pod_ingress(&mut reply), Ok(Next::Reenter));
+    assert_eq!(reply.endpoints(), (VIP.into(), 80, NODE.into(), 40_000));
+}
+
+#[test]
+fn a_source_outside_the_ranges_is_dropped_and_one_inside_is_served() {
+    let mut world = World::default();
+    cluster_ip(&mut world, &[(LOCAL, true)], FRONTEND_SOURCE_RANGES);
+    assert_eq!(world.ingress(&mut Frame::tcp(CLIENT, 4000, VIP, 80, TCP_SYN)), Err(Reason::SourceRange));
+    world.ranges.push((7, addr("192.0.2.0"), 96 + 24));
+    assert_eq!(world.ingress(&mut Frame::tcp(CLIENT, 4000, VIP, 80, TCP_SYN)), Ok(Next::Stack));
+}
+
+#[test]
+fn a_client_with_affinity_keeps_its_backend_for_as_long_as_it_was_told() {
+    let mut world = World::default();
+    world.affinity_seconds = 60;
+    let backends: Vec<String> = (1..=9).map(|n| format!("10.244.1.{n}")).collect();
+    let backends: Vec<_> = backends.iter().map(|text| (text.as_str(), true)).collect();
+    cluster_ip(&mut world, &backends, 0);
+    let asked = |world: &World, sport: u16| {
+        let mut frame = Frame::tcp(CLIENT, sport, VIP, 80, TCP_SYN);
+        world.ingress(&mut frame).unwrap();
+        frame.endpoints().2
+    };
+    let first = asked(&world, 4000);
+    for sport in 4001..4006 {
+        world.seconds.set(world.seconds.get() + 50);
+        assert_eq!(asked(&world, sport), first);
+    }
+    world.seconds.set(world.seconds.get() + 61);
+    let later: std::collections::BTreeSet<_> = (5000..5004)
+        .map(|sport| {
+            world.seconds.set(world.seconds.get() + 61);
+            asked(&world, sport)
+        })
+        .collect();
+    assert!(later.len() > 1, "chosen anew each time: {later:?}");
+}
+
+#[test]
+fn an_address_of_the_service_range_that_nobody_has_is_dropped() {
+    let mut world = World::default();
+    world.cidrs.push((addr("10.96.0.0"), 96 + 16, CIDR_SERVICES));
+    assert_eq!(world.ingress(&mut Frame::tcp(CLIENT, 4000, "10.96.9.9", 80, TCP_SYN)), Err(Reason::UnallocatedAddress));
 }

@@ -17,7 +17,7 @@ use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::tables::{BackendSet, Tables};
 use svc_ebpf::wire::{self, Next, Scratch};
 
-fn addr(text: &str) -> Addr {
+pub(crate) fn addr(text: &str) -> Addr {
     text.parse::<IpAddr>().unwrap().into()
 }
 
@@ -139,11 +139,13 @@ pub(crate) struct World {
     ids: BTreeMap<Addr, u32>,
     live: HashMap<u32, bool>,
     addresses: HashMap<Addr, AddressFlags>,
-    cidrs: Vec<(Addr, u32, CidrFlags)>,
-    ranges: Vec<(u32, Addr, u32)>,
+    pub(crate) cidrs: Vec<(Addr, u32, CidrFlags)>,
+    pub(crate) ranges: Vec<(u32, Addr, u32)>,
     affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
     pub(crate) flags: u32,
+    /// Of services to come.
+    pub(crate) affinity_seconds: u32,
     pub(crate) seconds: Cell<u32>,
     flows: Sets,
     counters: RefCell<BTreeMap<u32, u64>>,
@@ -163,6 +165,7 @@ impl Default for World {
             affinity: RefCell::default(),
             fragments: RefCell::default(),
             flags: 0,
+            affinity_seconds: 0,
             seconds: Cell::new(1000),
             flows: Sets::new(16, 0x1234_5678_9abc_def1),
             counters: RefCell::default(),
@@ -203,7 +206,8 @@ impl World {
         self.sets.insert(cluster_set(id), set(slots));
         self.sets.insert(local_set(id), set(local));
         let key = FrontendKey::new(addr(frontend), port.to_be(), protocol);
-        self.frontends.insert(key, Frontend { service: id, flags, affinity_seconds: 0 });
+        let affinity_seconds = self.affinity_seconds;
+        self.frontends.insert(key, Frontend { service: id, flags, affinity_seconds });
     }
 
     pub(crate) fn kill(&mut self, backend: &str) {
@@ -215,7 +219,7 @@ impl World {
         self.come_in(frame, From::Network)
     }
 
-    pub(crate) fn from_pod(&self, frame: &mut Frame) -> Result<Next, Reason> {
+    pub(crate) fn pod_ingress(&self, frame: &mut Frame) -> Result<Next, Reason> {
         self.come_in(frame, From::Pod)
     }
 
@@ -231,7 +235,7 @@ impl World {
         self.go_out(frame, true)
     }
 
-    pub(crate) fn to_pod(&self, frame: &mut Frame) -> Result<Next, Reason> {
+    pub(crate) fn pod_egress(&self, frame: &mut Frame) -> Result<Next, Reason> {
         self.go_out(frame, false)
     }
 

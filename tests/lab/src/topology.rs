@@ -270,7 +270,13 @@ impl Lab {
 
     fn make_node(&mut self, node: &'static Node) -> Result<()> {
         let namespace = self.add_host(node.name)?;
-        namespace.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        namespace.sysctl(&[
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            // A client that was once sent elsewhere, by an address that no Service had yet, would not come back.
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv4/conf/default/send_redirects", "0"),
+        ])?;
         self.plug(node.name, node.lan_host)?;
         // The default route leads nowhere; a connection to a ClusterIP only has to find one.
         let mut routes =

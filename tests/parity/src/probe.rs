@@ -3,7 +3,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use svc_lab::probe::Question;
-use svc_lab::topology::NODES;
+use svc_lab::topology::{NODES, OUTSIDE};
 
 use crate::objects::{SERVICE_PORT, cluster_ips, external_ips, load_balancer_ips, node_port};
 
@@ -119,6 +119,16 @@ impl Probe {
             To::LoadBalancer(name) => (parse(&load_balancer_ips(name, number)[family]), SERVICE_PORT).into(),
             To::ExternalIp => (parse(&external_ips(number)[family]), SERVICE_PORT).into(),
         }
+    }
+}
+
+impl Probe {
+    pub fn is_from_node(&self) -> bool {
+        NODES.iter().any(|node| node.name == self.from)
+    }
+
+    pub fn is_from_outside(&self) -> bool {
+        self.from == OUTSIDE
     }
 }
 

@@ -37,6 +37,13 @@ impl Verdict {
     }
 }
 
+impl Verdict {
+    /// Some backend saw the client itself.
+    pub fn shows_clients(&self) -> bool {
+        self.answered.values().any(|sources| sources.contains("client"))
+    }
+}
+
 fn source(asking: &str, peer: IpAddr) -> String {
     let of = |host: &str| addresses(host).expect("the lab has this host").contains(&peer);
     if of(asking) {
@@ -51,7 +58,8 @@ fn failure(error: &str) -> String {
     let word = match error {
         "connect: ConnectionRefused" | "send: ConnectionRefused" | "receive: ConnectionRefused" => "refused",
         "connect: HostUnreachable" | "send: HostUnreachable" | "receive: HostUnreachable" => "host-unreachable",
-        "connect: NetworkUnreachable" | "send: NetworkUnreachable" => "network-unreachable",
+        // By chance a router says so in time.
+        "connect: NetworkUnreachable" | "send: NetworkUnreachable" => "timeout",
         "connect: PermissionDenied" | "send: PermissionDenied" => "not-permitted",
         other => other,
     };
