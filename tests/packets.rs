@@ -257,7 +257,7 @@ fn a_flow_is_opened_followed_and_answered_at_either_hook_in_either_family() {
         for (client, node) in families() {
             let (mut locals, mut remotes) = (0, 0);
             for attempt in 0..64 {
-                let sport = 1000 + attempt + if hook == Hook::Xdp { 100 } else { 0 };
+                let sport = 40_000 + attempt + if hook == Hook::Xdp { 100 } else { 0 };
                 let request = Ends { src: client, sport, dst: node, dport: NODE_PORT };
                 let syn = packet(request, TCP, SYN);
                 let before = bench.counters();
