@@ -65,8 +65,8 @@ struct Rejects {
 }
 
 const REJECT_TICK_SHIFT: u32 = 27;
-/// For each CPU and tick of 134 ms: a thousand a second.
-const REJECTS_A_TICK: u32 = 134;
+/// For each CPU and tick of 134 ms: ten thousand a second, as many as the kernel sends ICMP messages (icmp_msgs_per_sec).
+const REJECTS_A_TICK: u32 = 1342;
 
 /// Whether one more rejection may be sent: a flood of packets to be rejected must not become a flood of answers.
 #[inline(always)]
