@@ -81,6 +81,8 @@ fn a_killed_owner_leaves_no_process_and_the_next_lab_removes_the_rest() {
     };
     owner.kill().unwrap();
     owner.wait().unwrap();
+    // A command that it had just started, such as one that makes a namespace, comes to its end.
+    thread::sleep(Duration::from_millis(500));
 
     // Another lab's sweep may be at it already.
     let deadline = Instant::now() + Duration::from_secs(10);
