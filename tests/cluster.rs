@@ -1,5 +1,7 @@
 //! A lab with an agent on each node, and what tests ask of it. Everything panics where it does not go as it should.
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -191,6 +193,20 @@ pub fn assert_right(tally: &Tally, backends: &[&str]) {
 
 pub fn all_backends() -> Vec<&'static str> {
     BACKENDS.iter().map(|pod| pod.name).collect()
+}
+
+/// The whole answer of an HTTP server to a GET; none where nobody answers.
+pub fn http_get(lab: &Lab, host: &str, address: &str) -> Option<String> {
+    let address: SocketAddr = address.parse().unwrap();
+    let get = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    lab.namespace(host).unwrap().inside(|| Ok(get().ok())).unwrap()
 }
 
 /// A ClusterIP Service, port 80, of these pods.

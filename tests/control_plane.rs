@@ -1,10 +1,10 @@
 //! Services of a real kube-apiserver.
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use svc_lab::client::Options;
 use svc_lab::topology::{CLIENT, NODES, OUTSIDE};
-use svc_tests::cluster::{CLUSTER_IP, Cluster, REFUSED, all_backends, assert_right, service};
+use svc_tests::cluster::{CLUSTER_IP, Cluster, REFUSED, all_backends, assert_right, http_get, service};
 
 const NODE_PORT: &str = "http://172.31.0.12:30080/";
 const SOON: Duration = Duration::from_secs(2);
@@ -49,6 +49,73 @@ fn services_and_backends_come_and_go_under_load() {
         let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
         assert!(failed.is_empty(), "{failed:?}");
     }
+}
+
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not so after 5 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_health_check_port_tells_whether_its_node_has_an_endpoint() {
+    let mut cluster = Cluster::with_control_plane();
+    let edge = |pods: &[&str]| {
+        let [mut service, slice] = service("edge", "10.96.0.91", pods);
+        let spec = service["spec"].as_object_mut().unwrap();
+        spec.insert("type".to_owned(), "LoadBalancer".into());
+        spec.insert("externalTrafficPolicy".to_owned(), "Local".into());
+        spec.insert("healthCheckNodePort".to_owned(), 32_100.into());
+        [service, slice]
+    };
+    let expect = |cluster: &Cluster, node: &str, status: &str, weight: u32| {
+        eventually(&format!("{node} answers {status}"), || {
+            let answer = http_get(&cluster.lab, OUTSIDE, node).unwrap_or_default().to_lowercase();
+            answer.starts_with(&format!("http/1.1 {status} "))
+                && answer.contains(&format!("x-load-balancing-endpoint-weight: {weight}\r\n"))
+                && answer.contains(&format!("\"localendpoints\": {weight},"))
+        });
+    };
+    cluster.change(|manifests| edge(&["a1", "a2"]).into_iter().for_each(|object| manifests.put(object)));
+    expect(&cluster, "172.31.0.11:32100", "200", 2);
+    expect(&cluster, "172.31.0.12:32100", "503", 0);
+    assert_eq!(http_get(&cluster.lab, OUTSIDE, "[fd00:31::11]:32100"), None, "the Service has no IPv6");
+    cluster.change(|manifests| edge(&["b1"]).into_iter().for_each(|object| manifests.put(object)));
+    expect(&cluster, "172.31.0.11:32100", "503", 0);
+    expect(&cluster, "172.31.0.12:32100", "200", 1);
+    cluster.change(|manifests| manifests.remove("Service", "edge"));
+    eventually("nobody answers", || http_get(&cluster.lab, OUTSIDE, "172.31.0.12:32100").is_none());
+}
+
+#[test]
+fn users_learn_of_a_conflict_by_an_event_on_the_younger_service() {
+    let mut cluster = Cluster::with_control_plane();
+    let claiming = |name: &str, cluster_ip: &str| {
+        let [mut service, _] = service(name, cluster_ip, &[]);
+        service["spec"]["externalIPs"] = ["192.0.2.90"].into();
+        service
+    };
+    cluster.change(|manifests| manifests.put(claiming("older", "10.96.0.92")));
+    // Creation times have seconds.
+    thread::sleep(Duration::from_millis(1100));
+    cluster.change(|manifests| manifests.put(claiming("younger", "10.96.0.93")));
+    let events = |cluster: &mut Cluster, service: &str| {
+        let (control_plane, lab) = cluster.control_plane();
+        control_plane.events(lab, service).unwrap()
+    };
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while events(&mut cluster, "younger").len() < NODES.len() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
+    }
+    let told = events(&mut cluster, "younger");
+    assert_eq!(told.len(), NODES.len(), "one of each node: {told:?}");
+    for (reason, note) in told {
+        assert_eq!(reason, "ServiceAddressConflict");
+        assert!(note.contains("192.0.2.90 port 80") && note.contains("default/older"), "{note}");
+    }
+    assert_eq!(events(&mut cluster, "older"), []);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -117,6 +117,18 @@ impl ControlPlane {
         })?;
         self.published = manifests.clone();
         Ok(())
+    }
+
+    /// Reason and note of each Event on a Service of the namespace `default`.
+    pub fn events(&self, lab: &Lab, service: &str) -> Result<Vec<(String, String)>> {
+        let list = self.with_client(lab, async |client| {
+            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("events.k8s.io", "v1", "Event"));
+            let api: Api<DynamicObject> = Api::namespaced_with(client, "default", &resource);
+            Ok(api.list(&ListParams::default()).await?.items)
+        })?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let of_service = list.iter().map(|event| &event.data).filter(|event| event["regarding"]["name"] == service);
+        Ok(of_service.map(|event| (text(&event["reason"]), text(&event["note"]))).collect())
     }
 
     /// From the control plane's own host: the machine's other networks know no way to it.
