@@ -15,7 +15,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::server::{PEER, POD};
@@ -186,7 +186,7 @@ impl Target {
         Ok(Target::Http { address, host: host.to_owned(), path: format!("/{path}") })
     }
 
-    /// A request on a connection or a socket of its own, for UDP from one of these ports. A datagram is sent again and
+    /// A request on a connection or a socket of its own, from one of these ports. A datagram is sent again and
     /// again: where many are under way, some get lost.
     pub(crate) async fn ask_once(&self, source_ports: RangeInclusive<u16>) -> Result<Answer> {
         match self {
@@ -198,7 +198,9 @@ impl Target {
                     }
                 }
             }
-            Target::Http { address, host, path } => get(&mut connect(*address).await?, host, path).await,
+            Target::Http { address, host, path } => {
+                get(&mut connect_from(&source_ports, *address).await?, host, path).await
+            }
         }
     }
 
@@ -222,7 +224,18 @@ impl Target {
 }
 
 async fn connect(address: SocketAddr) -> Result<Connection> {
-    let stream = TcpStream::connect(address).await.map_err(|error| named("connect", &error))?;
+    handshake(TcpStream::connect(address).await, address).await
+}
+
+/// From one of these ports.
+async fn connect_from(ports: &RangeInclusive<u16>, address: SocketAddr) -> Result<Connection> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    restrict_ports(&socket, ports).context("cannot restrict a socket's port")?;
+    handshake(socket.connect(address).await, address).await
+}
+
+async fn handshake(stream: std::io::Result<TcpStream>, address: SocketAddr) -> Result<Connection> {
+    let stream = stream.map_err(|error| named("connect", &error))?;
     let peer = stream.peer_addr().map_err(|error| named("getpeername", &error))?;
     if peer != address {
         bail!("connected to {address}, but getpeername says {peer}");
@@ -271,7 +284,7 @@ fn bind(peer: SocketAddr, ports: RangeInclusive<u16>) -> Result<UdpSocket> {
 }
 
 /// See IP_LOCAL_PORT_RANGE in ip(7); Linux 6.3.
-fn restrict_ports(socket: &Socket, ports: &RangeInclusive<u16>) -> std::io::Result<()> {
+fn restrict_ports(socket: &impl AsRawFd, ports: &RangeInclusive<u16>) -> std::io::Result<()> {
     const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
     let range = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
     // SAFETY: the descriptor is open, and the kernel reads as many bytes as the value has.

@@ -32,7 +32,7 @@ const AT_ONCE: usize = 24;
 pub struct Question {
     /// As the client's: http://ADDRESS:PORT/PATH or udp://ADDRESS:PORT.
     pub target: String,
-    /// UDP: from which ports. Where it is one, all datagrams are one flow; other ranges must be in the host's own for
+    /// From which ports. Where it is one, all datagrams are one flow; other ranges must be in the host's own for
     /// local ports (net.ipv4.ip_local_port_range).
     pub source_ports: RangeInclusive<u16>,
 }

@@ -89,7 +89,7 @@ impl Probe {
         Probe { second: true, ..self }
     }
 
-    /// As it is asked at a step. What a kernel remembers of one step's datagrams is no matter at the next, unless the probe
+    /// As it is asked at a step. What a kernel remembers of one step's flows is no matter at the next, unless the probe
     /// is one flow.
     pub fn question(&self, step: usize) -> Question {
         const PORTS_OF_A_STEP: u16 = 7000;

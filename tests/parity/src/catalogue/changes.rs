@@ -6,8 +6,8 @@ use super::{A, B, Build, NODE_PORTS, SECOND, Scenario};
 use crate::objects::{cluster_ip, external_ips, load_balancer, ready, slices, with_node_port};
 use crate::probe::{ALL, MIXED, Over, Probe, To, probes};
 
-/// Of the flows that last.
-const PORT_OF_A_FLOW: u16 = 20_007;
+/// Of the flows that last: ports that neither kernel nor proxy gives out.
+const PORT_OF_A_FLOW: u16 = 61_007;
 const UDP: &[Over] = &[Over::Udp4, Over::Udp6];
 const EITHER: &[To] = &[To::ClusterIp, To::NodePort(A), To::NodePort(B)];
 
