@@ -11,12 +11,12 @@ fn every_verdict_is_kube_proxys_or_stands_in_the_document() {
     let scenarios = catalogue::all();
     let kube_proxy = recorded::read(Mode::Nftables).unwrap();
     let mut svc = run(Proxy::Svc, Objects::Directory, &scenarios).unwrap();
-    if !Report::new(&scenarios, &kube_proxy, &svc).is_right() {
+    if !Report::new(Mode::Nftables, &scenarios, &kube_proxy, &svc).is_right() {
         // A busy machine makes a request late now and then: a row counts that differs twice.
         let again = run(Proxy::Svc, Objects::Directory, &scenarios).unwrap();
         svc.extend(again.into_iter().filter(|(name, verdict)| kube_proxy.get(name) == Some(verdict)));
     }
-    let report = Report::new(&scenarios, &kube_proxy, &svc);
+    let report = Report::new(Mode::Nftables, &scenarios, &kube_proxy, &svc);
     assert!(report.is_right(), "{report}");
     assert!(report.outlived().is_empty(), "no row differs any more in {:?}", report.outlived());
 }

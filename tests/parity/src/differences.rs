@@ -1,26 +1,35 @@
 //! The differences that are accepted. Each stands in docs/parity.md, with its reason.
+use svc_lab::kube_proxy::Mode;
+
 use crate::probe::To;
 use crate::report::Row;
 
 pub struct Difference {
     /// The row of docs/parity.md that gives the reason.
     pub what: &'static str,
+    /// kube-proxy's modes that differ so.
+    pub modes: &'static [Mode],
     pub accepts: fn(&Row<'_>) -> bool,
 }
+
+const BOTH: &[Mode] = &[Mode::Nftables, Mode::Iptables];
 
 /// The first that accepts a row explains it.
 pub const ALL: &[Difference] = &[
     Difference {
         what: "a refusal or drop of the node's own UDP",
+        modes: BOTH,
         accepts: |row| row.probe.is_from_node() && row.kube_proxy.failed.contains("not-permitted"),
     },
-    Difference { what: "localhost : nodePort", accepts: |row| row.probe.to == To::Localhost },
+    Difference { what: "localhost : nodePort", modes: BOTH, accepts: |row| row.probe.to == To::Localhost },
     Difference {
         what: "node ports on every address of the node",
+        modes: &[Mode::Nftables],
         accepts: |row| matches!(row.probe.to, To::Gateway(_)) && row.kube_proxy.failed.contains("refused"),
     },
     Difference {
         what: "externalTrafficPolicy Local, a pod of another node",
+        modes: BOTH,
         accepts: |row| {
             !row.probe.is_from_outside()
                 && matches!(row.probe.to, To::NodePort(_) | To::LoadBalancer(_) | To::ExternalIp)
@@ -30,12 +39,25 @@ pub const ALL: &[Difference] = &[
     },
     Difference {
         what: "a UDP flow whose Service has no backend any more",
+        modes: BOTH,
         accepts: |row| {
-            row.scenario.starts_with("udp-") && row.svc.answered.is_empty() && !row.kube_proxy.answered.is_empty()
+            let backendless = ["udp-backend-changes.3:", "udp-service-comes.3:"];
+            backendless.iter().any(|step| row.name.starts_with(step))
+                && row.svc.answered.is_empty()
+                && !row.kube_proxy.answered.is_empty()
+        },
+    },
+    Difference {
+        what: "a refusal in iptables mode",
+        modes: &[Mode::Iptables],
+        accepts: |row| {
+            let unrefused = row.probe.to == To::UnknownPort || row.probe.is_from_node();
+            unrefused && row.kube_proxy.is_silence() && row.svc.is_refusal()
         },
     },
     Difference {
         what: "an address that the backend sees",
+        modes: BOTH,
         accepts: |row| row.svc.same_outcome(row.kube_proxy) && row.svc.shows_clients(),
     },
 ];

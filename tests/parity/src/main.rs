@@ -73,7 +73,7 @@ fn compare(options: &Options) -> Result<bool> {
         let kube_proxy = recorded::read(mode)?;
         let from = if options.recorded { Objects::Directory } else { Objects::ApiServer };
         let svc = timed(Proxy::Svc, from, &scenarios)?;
-        return Ok(conclude(options, &Report::new(&scenarios, &kube_proxy, &svc)));
+        return Ok(conclude(options, &Report::new(mode, &scenarios, &kube_proxy, &svc)));
     }
 
     let kube_proxy = timed(Proxy::KubeProxy(mode), Objects::ApiServer, &scenarios)?;
@@ -82,7 +82,7 @@ fn compare(options: &Options) -> Result<bool> {
         return Ok(true);
     }
     let svc = timed(Proxy::Svc, Objects::ApiServer, &scenarios)?;
-    let right = conclude(options, &Report::new(&scenarios, &kube_proxy, &svc));
+    let right = conclude(options, &Report::new(mode, &scenarios, &kube_proxy, &svc));
     Ok(is_as_recorded(mode, &kube_proxy)? && right)
 }
 

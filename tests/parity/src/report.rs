@@ -2,6 +2,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use svc_lab::kube_proxy::Mode;
+
 use crate::catalogue::Scenario;
 use crate::differences::{ALL, Difference};
 use crate::probe::Probe;
@@ -18,6 +20,7 @@ pub struct Row<'a> {
 
 /// What both said of the same rows.
 pub struct Report<'a> {
+    mode: Mode,
     rows: usize,
     accepted: BTreeMap<&'static str, Vec<Row<'a>>>,
     unexplained: Vec<Row<'a>>,
@@ -25,8 +28,9 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    pub fn new(scenarios: &'a [Scenario], kube_proxy: &'a Verdicts, svc: &'a Verdicts) -> Self {
-        let mut report = Report { rows: 0, accepted: BTreeMap::new(), unexplained: Vec::new(), missing: Vec::new() };
+    pub fn new(mode: Mode, scenarios: &'a [Scenario], kube_proxy: &'a Verdicts, svc: &'a Verdicts) -> Self {
+        let mut report =
+            Report { mode, rows: 0, accepted: BTreeMap::new(), unexplained: Vec::new(), missing: Vec::new() };
         for scenario in scenarios {
             for (name, probe) in (0..scenario.steps.len()).flat_map(|step| scenario.rows(step)) {
                 report.rows += 1;
@@ -43,10 +47,15 @@ impl<'a> Report<'a> {
     }
 
     fn add(&mut self, row: Row<'a>) {
-        match ALL.iter().find(|difference| (difference.accepts)(&row)) {
+        match self.differences().find(|difference| (difference.accepts)(&row)) {
             Some(Difference { what, .. }) => self.accepted.entry(what).or_default().push(row),
             None => self.unexplained.push(row),
         }
+    }
+
+    fn differences(&self) -> impl Iterator<Item = &'static Difference> + use<> {
+        let mode = self.mode;
+        ALL.iter().filter(move |difference| difference.modes.contains(&mode))
     }
 
     /// No row differs but as docs/parity.md says.
@@ -56,7 +65,7 @@ impl<'a> Report<'a> {
 
     /// Differences that no row of the whole catalogue shows any more.
     pub fn outlived(&self) -> Vec<&'static str> {
-        ALL.iter().map(|difference| difference.what).filter(|what| !self.accepted.contains_key(what)).collect()
+        self.differences().map(|difference| difference.what).filter(|what| !self.accepted.contains_key(what)).collect()
     }
 }
 

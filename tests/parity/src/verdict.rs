@@ -35,9 +35,20 @@ impl Verdict {
     pub fn same_outcome(&self, other: &Self) -> bool {
         self.answered.keys().eq(other.answered.keys()) && self.failed == other.failed
     }
-}
 
-impl Verdict {
+    /// Nobody answers, and nobody says so.
+    pub fn is_silence(&self) -> bool {
+        self.is_only("timeout")
+    }
+
+    pub fn is_refusal(&self) -> bool {
+        self.is_only("refused")
+    }
+
+    fn is_only(&self, failure: &str) -> bool {
+        self.answered.is_empty() && self.failed.iter().eq([failure])
+    }
+
     /// Some backend saw the client itself.
     pub fn shows_clients(&self) -> bool {
         self.answered.values().any(|sources| sources.contains("client"))
