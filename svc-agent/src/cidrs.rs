@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use svc_common::Addr;
-use svc_common::map::{CIDR_PODS, CIDR_SERVICES, CidrFlags, CidrKey};
+use svc_common::map::{CIDR_PODS, CIDR_SERVICES, CidrFlags, CidrKey, MAX_CIDRS};
 
 use crate::object::Node;
 use crate::plan::range;
@@ -40,16 +40,13 @@ impl PodDetector {
     }
 }
 
-/// How many ranges the kernel's map has room for.
-const ROOM: usize = 1024;
-
 /// The kernel's map of as many of these ranges as it has room for, each with the bits of those that it is inside of.
 pub fn map(pods: &[IpNet], services: &[IpNet]) -> BTreeMap<CidrKey, CidrFlags> {
     let ranges: Vec<(IpNet, CidrFlags)> = pods
         .iter()
         .map(|range| (*range, CIDR_PODS))
         .chain(services.iter().map(|range| (*range, CIDR_SERVICES)))
-        .take(ROOM - 1)
+        .take(MAX_CIDRS - 1)
         .collect();
     let flags_of = |inner: IpNet| -> CidrFlags {
         ranges.iter().filter(|(range, _)| range.contains(&inner)).fold(0, |all, (_, flags)| all | flags)

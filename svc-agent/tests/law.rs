@@ -26,7 +26,8 @@ use svc_common::map::{
 
 const ROOM: Limits = Limits { services: 1_000, backends: 1_000, source_ranges: 1_000 };
 
-fn reconciler(kernel: Fake, limits: Limits) -> Reconciler<Fake> {
+/// No source has spoken yet.
+fn silent(kernel: Fake, limits: Limits) -> Reconciler<Fake> {
     let config = Config {
         node_name: "a".to_owned(),
         nodeport_addresses: NodePortAddresses::All,
@@ -35,7 +36,11 @@ fn reconciler(kernel: Fake, limits: Limits) -> Reconciler<Fake> {
         uplink: Uplink::default(),
         limits,
     };
-    let mut reconciler = Reconciler::new(config, kernel, Arc::new(Status::default()));
+    Reconciler::new(config, kernel, Arc::new(Status::default()))
+}
+
+fn reconciler(kernel: Fake, limits: Limits) -> Reconciler<Fake> {
+    let mut reconciler = silent(kernel, limits);
     for event in [
         Event::Services(vec![]),
         Event::Slices(vec![]),
@@ -429,15 +434,7 @@ proptest! {
 fn nothing_is_written_before_every_source_has_spoken() {
     let mut kernel = Fake::default();
     kernel.state.addresses.insert(svc_common::Addr::v4(1), 1);
-    let config = Config {
-        node_name: "a".to_owned(),
-        nodeport_addresses: NodePortAddresses::All,
-        pods: PodDetector::NodeCidr,
-        masquerade_all: false,
-        uplink: Uplink::default(),
-        limits: ROOM,
-    };
-    let mut reconciler = Reconciler::new(config, kernel, Arc::new(Status::default()));
+    let mut reconciler = silent(kernel, ROOM);
     for event in [Event::Services(vec![]), Event::Slices(vec![]), Event::ServiceCidrs(vec![]), Event::Addresses(vec![])]
     {
         reconciler.take(event);

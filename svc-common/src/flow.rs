@@ -13,6 +13,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::Addr;
 use crate::map::{SCTP, TCP, UDP};
+use crate::verifier::opaque;
 
 pub const WAYS: usize = 4;
 
@@ -698,19 +699,6 @@ fn score(head: u64, tail: Tail, now: u16) -> u32 {
 #[inline(always)]
 fn is_zero(word: u64) -> u32 {
     (opaque(word | word.wrapping_neg()) >> 63) as u32 ^ 1
-}
-
-/// The same number, of which the compiler is to know nothing.
-#[inline(always)]
-fn opaque(word: u64) -> u64 {
-    #[cfg(target_arch = "bpf")]
-    let word = {
-        let mut word = word;
-        // SAFETY: a register moved to itself. An instruction there has to be: the kernel refuses two line infos of one.
-        unsafe { core::arch::asm!("{0} = {0}", inlateout(reg) word, options(pure, nomem, nostack)) };
-        word
-    };
-    word
 }
 
 /// All ones for 1, none for 0.

@@ -12,6 +12,7 @@ pub mod flow;
 pub mod map;
 pub mod reason;
 pub mod select;
+pub mod verifier;
 
 pub use addr::Addr;
 pub use reason::Reason;

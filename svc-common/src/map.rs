@@ -169,6 +169,9 @@ pub struct CidrKey {
 }
 const _: () = assert!(size_of::<CidrKey>() == 20);
 
+/// How many ranges `cidrs` has room for.
+pub const MAX_CIDRS: usize = 1024;
+
 /// `cidrs`' value: what an address in this range is, a bit set of `CIDR_*`. A range inside another has the other's bits too.
 pub type CidrFlags = u32;
 /// A pod, as kube-proxy's detectLocalMode tells one: its traffic is the cluster's own, wherever it comes in.

@@ -1,5 +1,5 @@
 //! The kernel's programs: thin entry points that bind the engine to hooks, maps and helpers.
-#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {

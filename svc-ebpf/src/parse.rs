@@ -92,13 +92,19 @@ pub const fn checksum_offset(protocol: u8) -> usize {
     }
 }
 
-/// Offsets are below this; the mask lets the verifier know.
+/// Offsets have these bits; the mask lets the verifier know.
 const OFFSET_MASK: u16 = 0x1ff;
+
+/// An offset that was noted in [`Headers`].
+#[inline(always)]
+pub(crate) const fn offset(noted: u16) -> usize {
+    (noted & OFFSET_MASK) as usize
+}
 
 /// Where the packet's transport header starts: for a packet without options a constant.
 #[inline(always)]
 pub fn l4<P: Packet, F: Family>(headers: &Headers) -> usize {
-    if P::PLAIN { F::L4 } else { (headers.l4 & OFFSET_MASK) as usize }
+    if P::PLAIN { F::L4 } else { offset(headers.l4) }
 }
 
 /// # Errors
@@ -169,20 +175,20 @@ fn parse_v6<P: Packet, T: Tables>(packet: &P, tables: &T, headers: &mut Headers)
     if !P::PLAIN {
         let mut i = 0;
         while i < EXTENSIONS {
-            let at = (headers.l4 & OFFSET_MASK) as usize;
+            let at = offset(headers.l4);
             let length = match headers.protocol {
                 HOP_BY_HOP | ROUTING | DESTINATION => (packet.get::<u8>(at + 1)? as u16 + 1) * 8,
                 AUTHENTICATION => (packet.get::<u8>(at + 1)? as u16 + 2) * 4,
                 FRAGMENT => {
-                    let offset = u16::from_be(packet.get(at + 2)?);
+                    let position = u16::from_be(packet.get(at + 2)?);
                     headers.protocol = packet.get(at)?;
                     headers.l4 = at as u16 + 8;
                     // An "atomic" fragment is whole (RFC 6946).
-                    if offset & !6 == 0 {
+                    if position & !6 == 0 {
                         i += 1;
                         continue;
                     }
-                    headers.fragment = if offset & !7 == 0 { FRAGMENT_FIRST } else { FRAGMENT_LATER };
+                    headers.fragment = if position & !7 == 0 { FRAGMENT_FIRST } else { FRAGMENT_LATER };
                     return parse_fragment::<P, T, V6>(packet, tables, headers, packet.get(at + 4)?);
                 }
                 _ => break,
@@ -261,7 +267,7 @@ fn parse_transport<P: Packet, F: Family>(packet: &P, headers: &mut Headers) -> R
 /// An error about a packet (RFC 792; RFC 4443, 3) belongs to that packet's flow; any other ICMP message to none.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn parse_icmp<P: Packet, F: Family>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
-    let at = (headers.l4 & OFFSET_MASK) as usize;
+    let at = offset(headers.l4);
     let kind: u8 = packet.get(at)?;
     let is_error = if F::IS_V4 { matches!(kind, 3 | 4 | 11 | 12) } else { kind < 128 };
     if !is_error {
@@ -290,7 +296,7 @@ fn parse_icmp<P: Packet, F: Family>(packet: &P, headers: &mut Headers) -> Result
         return Err(Reason::NotService);
     }
     // 8 bytes of the transport header are quoted at least.
-    let quoted = (headers.l4 & OFFSET_MASK) as usize;
+    let quoted = offset(headers.l4);
     let [sport, dport] = packet.get::<[u16; 2]>(quoted)?;
     packet.get::<u16>(quoted + 6)?;
     headers.sport = dport;

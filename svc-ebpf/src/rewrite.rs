@@ -5,7 +5,7 @@ use svc_common::{Addr, Reason, crc32c};
 
 use crate::family::{ETHERNET, Family};
 use crate::packet::Packet;
-use crate::parse::{FRAGMENT_FIRST, FRAGMENT_LATER, Headers, checksum_offset, l4};
+use crate::parse::{FRAGMENT_FIRST, FRAGMENT_LATER, Headers, checksum_offset, l4, offset};
 
 /// Ports in network byte order.
 #[derive(Clone, Copy, Debug)]
@@ -69,15 +69,14 @@ fn patched(checksum: u32, difference: u32, length: u32) -> u32 {
 /// [`Reason::Truncated`], [`Reason::HelperFailed`].
 #[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn rewrite_error<P: Packet, F: Family>(packet: &mut P, from: &Headers, to: &Endpoints) -> Result<(), Reason> {
-    const MASK: u16 = 0x1ff;
-    let (inner, at, icmp) = ((from.quoted & MASK) as usize, (from.l4 & MASK) as usize, (from.icmp & MASK) as usize);
+    let (inner, at, icmp) = (offset(from.quoted), offset(from.l4), offset(from.icmp));
     let inner_addresses = F::diff(F::diff(Diff::default(), from.dst, to.dst), from.src, to.src);
     let mut inside = Diff(inner_addresses.0).word(from.dport, to.dport).word(from.sport, to.sport);
     if let Some(checksum) = F::L3_CHECKSUM {
-        let offset = inner + checksum - ETHERNET;
-        let old: u16 = packet.get(offset)?;
+        let field = inner + checksum - ETHERNET;
+        let old: u16 = packet.get(field)?;
         let new = inner_addresses.apply(old);
-        packet.set(offset, new)?;
+        packet.set(field, new)?;
         inside = inside.word(old, new);
     }
     if from.protocol == UDP {

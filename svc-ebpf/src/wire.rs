@@ -110,38 +110,34 @@ fn apply<P: Packet, T: Tables, F: Family>(
     hit: &Hit,
     hop: &mut Hop,
 ) -> Result<Next, Reason> {
-    let dst = if hit.is_reverse() { hit.dst() } else { hit.to() };
-    if hit.is_masqueraded() {
-        let limit = check_hop_limit::<P, F>(packet)?;
+    let reverse = hit.is_reverse();
+    let dst = if reverse { hit.dst() } else { hit.to() };
+    let limit = if hit.is_masqueraded() { check_hop_limit::<P, F>(packet)? } else { 0 };
+    if hit.is_masqueraded() || (!reverse && headers.from == From::Host) {
         packet.route(headers, &dst, hop)?;
-        let to = if hit.is_reverse() {
-            Endpoints { src: hit.to(), sport: hit.port, dst, dport: hit.second }
-        } else {
-            Endpoints { src: source::<T, F>(tables, hop.ifindex)?, sport: hit.second, dst, dport: hit.port }
-        };
-        rewrite_any::<P, F>(packet, headers, &to)?;
+    }
+    let to = if reverse {
+        Endpoints { src: hit.to(), sport: hit.port, dst, dport: hit.second }
+    } else {
+        let src = if hit.is_masqueraded() { source::<T, F>(tables, hop.ifindex)? } else { headers.src };
+        Endpoints { src, sport: hit.second, dst, dport: hit.port }
+    };
+    rewrite_any::<P, F>(packet, headers, &to)?;
+    if hit.is_masqueraded() {
         send_on::<P, F>(packet, limit, hop)?;
         return Ok(Next::Send);
     }
-    if hit.is_reverse() {
-        let to = Endpoints { src: hit.to(), sport: hit.port, dst, dport: hit.second };
-        rewrite_any::<P, F>(packet, headers, &to)?;
-        if headers.from != From::Pod {
-            return Ok(Next::Stack);
+    match (headers.from, reverse) {
+        (From::Pod, true) => {
+            packet.set(0, tables.config().uplink_mac)?;
+            Ok(Next::Reenter)
         }
-        packet.set(0, tables.config().uplink_mac)?;
-        return Ok(Next::Reenter);
+        (From::Host, false) => {
+            set_link(packet, hop)?;
+            Ok(Next::Send)
+        }
+        _ => Ok(Next::Stack),
     }
-    if headers.from == From::Host {
-        packet.route(headers, &dst, hop)?;
-    }
-    let to = Endpoints { src: headers.src, sport: hit.second, dst, dport: hit.port };
-    rewrite_any::<P, F>(packet, headers, &to)?;
-    if headers.from != From::Host {
-        return Ok(Next::Stack);
-    }
-    set_link(packet, hop)?;
-    Ok(Next::Send)
 }
 
 #[inline(always)]
@@ -156,14 +152,15 @@ fn rewrite_any<P: Packet, F: Family>(packet: &mut P, headers: &Headers, to: &End
 /// What traffic that leaves by this interface takes as its source: the interface's address, else the node's.
 #[inline(always)]
 fn source<T: Tables, F: Family>(tables: &T, ifindex: u32) -> Result<Addr, Reason> {
-    let unspecified = if F::IS_V4 { Addr::ANY_V4 } else { Addr::ANY_V6 };
     let of = |ifindex: u32| {
         let uplink = tables.uplink(ifindex).unwrap_or_default();
         if F::IS_V4 { uplink.v4 } else { uplink.v6 }
     };
-    let own = of(ifindex);
-    let own = if own == unspecified || own == Addr::default() { of(0) } else { own };
-    if own == unspecified || own == Addr::default() { Err(Reason::NoRoute) } else { Ok(own) }
+    let mut own = of(ifindex);
+    if own == own.any() {
+        own = of(0);
+    }
+    if own == own.any() { Err(Reason::NoRoute) } else { Ok(own) }
 }
 
 /// Finds the packet's flow and lets it live on; false where there is none, or one that has ended and is not to be gone on

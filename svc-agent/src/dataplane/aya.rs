@@ -103,7 +103,10 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
             .with_context(|| format!("the map {name} is not pinned under {}", maps.display()))
     };
     let config = open_map(pin::CONFIG)?;
-    configure(settings, uplinks, config.as_fd(), open_map(pin::FLOWS)?.as_fd()).context("writing the map config")?;
+    let first = uplinks.first().context("no uplink is given")?;
+    let first_index = host::interface_index(first)?;
+    let place = (first_index, host::link_address(first)?);
+    configure(settings, place, config.as_fd(), open_map(pin::FLOWS)?.as_fd()).context("writing the map config")?;
     let interfaces = host::interface_addresses()?;
     let uplink_map = open_map(pin::UPLINKS)?;
     for (index, uplink) in &interfaces {
@@ -122,7 +125,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
         cidrs: open_map(pin::CIDRS)?,
         uplinks: uplink_map,
         config,
-        uplink: interfaces.get(&host::interface_index(&uplinks[0])?).copied().unwrap_or(none),
+        uplink: interfaces.get(&first_index).copied().unwrap_or(none),
         counters: Arc::new(open_map(pin::COUNTERS)?),
         empty: sys::create_inner_array(&[BackendSlot::header(0)]).context("making an empty backend set")?,
     };
@@ -162,7 +165,7 @@ fn pinned_size(path: &Path, name: &str, wanted: u32) -> anyhow::Result<u32> {
 /// The flow table's seed is as old as the table: with another one no flow would be found again.
 fn configure(
     settings: &Settings,
-    uplinks: &[String],
+    (uplink, uplink_mac): (u32, [u16; 3]),
     config: BorrowedFd<'_>,
     flows: BorrowedFd<'_>,
 ) -> anyhow::Result<()> {
@@ -177,8 +180,8 @@ fn configure(
         // The reconciler knows the others once it has its objects.
         flags: old.flags & !CONFIG_HOST_SOCKETS_ONLY
             | if settings.socket_lb == SocketLb::Host { CONFIG_HOST_SOCKETS_ONLY } else { 0 },
-        uplink: uplinks.first().map_or(Ok(0), |name| host::interface_index(name))?,
-        uplink_mac: uplinks.first().map_or(Ok([0; 3]), |name| host::link_address(name))?,
+        uplink,
+        uplink_mac,
         pad: 0,
     };
     Ok(sys::update(config, &0u32, &new)?)

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use svc_common::map::{
     AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
+    FragmentPorts, Frontend, FrontendKey, MAX_CIDRS, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
 };
 use svc_common::{Addr, Reason, flow};
 use svc_ebpf::parse::Headers;
@@ -42,7 +42,7 @@ static SOCKETS: LruHashMap<SocketKey, SocketPeer, 131072> = LruHashMap::new();
 static SOURCE_RANGES: LpmTrie<[u32; 5], u32, 65536> = LpmTrie::new();
 const _: () = assert!(size_of::<LpmKey<[u32; 5]>>() == size_of::<SourceRangeKey>());
 #[btf_map]
-static CIDRS: LpmTrie<[u32; 4], CidrFlags, 1024> = LpmTrie::new();
+static CIDRS: LpmTrie<[u32; 4], CidrFlags, MAX_CIDRS> = LpmTrie::new();
 const _: () = assert!(size_of::<LpmKey<[u32; 4]>>() == size_of::<CidrKey>());
 #[btf_map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity, 65536> = LruHashMap::new();

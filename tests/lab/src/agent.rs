@@ -2,7 +2,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ impl Agent {
     /// Starts it, and waits until it says that the kernel knows everything.
     pub fn start(lab: &Lab, node: &Node, source: &Source, arguments: &[&str]) -> Result<Self> {
         let mut agent = Self::spawn(lab, node, source, arguments)?;
-        agent.wait_until_healthy(lab.namespace(node.name)?)?;
+        wait_until_healthy("the agent", &mut agent.process, &agent.log, lab.namespace(node.name)?, PATIENCE)?;
         Ok(agent)
     }
 
@@ -46,22 +46,6 @@ impl Agent {
             .stdout(log.try_clone()?)
             .stderr(log);
         Ok(Agent { process: lab.spawn(node.name, command)?, log: path })
-    }
-
-    fn wait_until_healthy(&mut self, namespace: &Netns) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.process.ended() {
-                bail!("the agent ended with {status}; its log: {}", self.log_tail());
-            }
-            if namespace.inside(|| Ok(healthz()))?.is_ok_and(|status| status == 200) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("the agent is not healthy after {} s; its log: {}", PATIENCE.as_secs(), self.log_tail());
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
     }
 
     /// SIGKILL: it has no chance to do anything about it.
@@ -86,14 +70,41 @@ impl Agent {
     }
 
     pub fn log_tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        format!("\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
+        log_tail(&self.log)
     }
 }
 
+/// Waits until a Service proxy, the agent or kube-proxy, says that the kernel knows everything.
+pub(crate) fn wait_until_healthy(
+    name: &str,
+    process: &mut Process,
+    log: &Path,
+    namespace: &Netns,
+    patience: Duration,
+) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(status) = process.ended() {
+            bail!("{name} ended with {status}; its log: {}", log_tail(log));
+        }
+        if namespace.inside(|| Ok(healthz()))?.is_ok_and(|status| status == 200) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{name} is not healthy after {} s; its log: {}", patience.as_secs(), log_tail(log));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub(crate) fn log_tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    format!("\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
+}
+
 /// The status of the Service proxy's own health on this host, kube-proxy's being at the same place.
-pub(crate) fn healthz() -> Result<u16> {
+fn healthz() -> Result<u16> {
     let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTHZ_PORT)))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;

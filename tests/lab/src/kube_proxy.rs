@@ -2,13 +2,12 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::agent::healthz;
+use crate::agent::{log_tail, wait_until_healthy};
 use crate::control_plane::{ControlPlane, kube_proxy_binary};
 use crate::process::Process;
 use crate::topology::{CLUSTER_CIDRS, Lab, Node};
@@ -56,28 +55,13 @@ impl KubeProxy {
         let mut command = Command::new(kube_proxy_binary()?);
         command.arg("--config").arg(configuration).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut kube_proxy = KubeProxy { process: lab.spawn(node.name, command)?, log: path };
-        kube_proxy.wait_until_healthy(lab, node)?;
+        let KubeProxy { process, log } = &mut kube_proxy;
+        wait_until_healthy("kube-proxy", process, log, lab.namespace(node.name)?, PATIENCE)?;
         Ok(kube_proxy)
     }
 
-    fn wait_until_healthy(&mut self, lab: &Lab, node: &Node) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while !lab.namespace(node.name)?.inside(|| Ok(healthz()))?.is_ok_and(|status| status == 200) {
-            if let Some(status) = self.process.ended() {
-                bail!("kube-proxy ended with {status}; its log: {}", self.log_tail());
-            }
-            if Instant::now() > deadline {
-                bail!("kube-proxy is not healthy after {} s; its log: {}", PATIENCE.as_secs(), self.log_tail());
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-
     pub fn log_tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        format!("\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
+        log_tail(&self.log)
     }
 }
 
