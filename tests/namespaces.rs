@@ -265,6 +265,47 @@ fn an_orderly_restart_costs_no_request(#[case] cluster: Start) {
     }
 }
 
+/// A tenth of the source ports and more are given to flows of the outside's clients, of each protocol.
+fn forward_flows(cluster: &Cluster) {
+    let many = |target: &str| Options { requests: Some(6000), concurrency: 8, ..Options::to(target) };
+    for target in ["udp://172.31.0.11:30007", "http://172.31.0.11:30080/"] {
+        let tally = cluster.lab.tally(OUTSIDE, &many(target)).unwrap();
+        assert_eq!(tally.failed(), 0, "{tally}");
+    }
+}
+
+const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 1024..=22_000;
+
+#[rstest]
+#[case::udp("udp://10.96.0.7:7")]
+#[case::tcp(CLUSTER_IP)]
+#[case::directly("udp://10.244.2.11:9376")]
+fn a_socket_of_the_node_whose_port_a_flow_has_gets_its_replies(#[case] target: &str) {
+    let cluster = Cluster::with_manifests();
+    forward_flows(&cluster);
+    let request =
+        Options { requests: Some(300), source_ports: Some(SOURCE_PORTS), timeout_ms: 500, ..Options::to(target) };
+    let tally = cluster.lab.tally(NODE_A, &request).unwrap();
+    assert_eq!(tally.failed(), 0, "{tally}");
+}
+
+#[test]
+fn a_flow_takes_no_port_that_a_socket_of_the_node_has() {
+    let cluster = Cluster::with_manifests();
+    let busy = Options {
+        rate: Some(600),
+        concurrency: 600,
+        keep_alive: true,
+        source_ports: Some(SOURCE_PORTS),
+        ..Options::to(CLUSTER_IP)
+    };
+    let connections = Load::start(&cluster.lab, NODE_A, &busy).unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    forward_flows(&cluster);
+    let failed: Vec<_> = connections.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
 #[test]
 fn two_clusters_on_one_machine_do_not_meet() {
     let mut one = Cluster::with_manifests();

@@ -125,8 +125,10 @@ pub struct Backend {
 }
 const _: () = assert!(size_of::<Backend>() == 24);
 
-/// Backend ids have 24 bits in a flow's cell. 0 is no backend.
+/// Backend ids have 24 bits in a flow's cell.
 pub const MAX_BACKEND_ID: u32 = (1 << 24) - 1;
+/// The backend id of a flow that is no Service's.
+pub const NO_BACKEND: u32 = 0;
 
 /// `addresses`' value: what an address is to this node, a bit set of `ADDRESS_*`.
 pub type AddressFlags = u32;

@@ -2,8 +2,8 @@
 use svc_common::Reason;
 use svc_common::flow::{Added, Entry, Hit, Key, Memory, TO_STACK, add, find};
 use svc_common::map::{
-    BACKEND_LOCAL, BackendSlot, CIDR_PODS, CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP,
-    FRONTEND_KIND, Frontend, SCTP,
+    ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, CIDR_PODS, CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL,
+    FRONTEND_CLUSTER_IP, FRONTEND_KIND, Frontend, NO_BACKEND, SCTP, UDP,
 };
 use svc_common::select::pick;
 
@@ -20,7 +20,7 @@ const MASQUERADED: u16 = 1 << 15;
 const PORT_KEPT: u16 = 1 << 14;
 
 /// Opens the flow of `headers`, whose key is `key`, towards one of its frontend's backends; what its packets need
-/// stands in `hit` then.
+/// stands in `hit` then. A connection that is no Service's and that a flow shadows ([`is_shadowed`]) keeps its destination.
 ///
 /// The client's address stays where replies pass by here anyway; else it becomes this node's. The client's port becomes one
 /// that no client chooses by itself, where the client may know the way to the backend: a connection that it makes
@@ -32,7 +32,12 @@ const PORT_KEPT: u16 = 1 << 14;
 #[inline(always)]
 pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) -> Result<(), Reason> {
     let mut backend = BackendSlot::default();
-    balance(tables, headers, &mut backend)?;
+    match balance(tables, headers, &mut backend) {
+        Err(Reason::NotService) if is_shadowed(tables, headers) => {
+            backend = BackendSlot { addr: headers.dst, port: headers.dport, flags: 0, id: NO_BACKEND };
+        }
+        chosen => chosen?,
+    }
     let mut port = if backend.flags & PORT_KEPT != 0 { headers.sport } else { source_port(tables, headers, &backend) };
     let mut attempt = 0;
     while attempt < TRIES {
@@ -78,6 +83,37 @@ fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) 
         backend.flags |= PORT_KEPT;
     }
     Ok(())
+}
+
+/// Whether a connection of this node or its pods that is no Service's, and begins with this packet, would get no reply: a
+/// flow has the same source port towards the same backend. It has to go by another one, as the kernel's connection
+/// tracking does with it.
+///
+/// What comes in from the network is not asked: a packet that was translated in front of the stack looks just so.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub fn is_shadowed<T: Tables>(tables: &T, headers: &Headers) -> bool {
+    let Headers { src, dst, sport, dport, protocol, .. } = *headers;
+    let config = tables.config();
+    let port = u16::from_be(sport);
+    if port < config.snat_first
+        || port > config.snat_last
+        || !(protocol == UDP || headers.is_syn())
+        || headers.is_icmp_error()
+    {
+        return false;
+    }
+    if headers.from == From::Network {
+        return false;
+    }
+    if headers.from == From::Host {
+        if tables.address(&src) & (ADDRESS_LOCAL | ADDRESS_NODE) == 0 {
+            return false;
+        }
+        if tables.flows().count(&Key::masqueraded(dst, dport, sport, protocol)) != 0 {
+            return true;
+        }
+    }
+    tables.flows().count(&Key::new(dst, src, dport, sport, protocol)) != 0
 }
 
 /// A pod's traffic is the cluster's own wherever it comes in, and so is this node's.

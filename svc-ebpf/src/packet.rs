@@ -37,6 +37,9 @@ pub trait Packet {
     /// Bytes, link header included.
     fn size(&self) -> u32;
 
+    /// The interface that it passes.
+    fn ifindex(&self) -> u32;
+
     /// Patches the IPv4 header's checksum at `offset`.
     ///
     /// # Errors
@@ -55,6 +58,18 @@ pub trait Packet {
     /// # Errors
     /// [`Reason::NoRoute`] and [`Reason::TooBig`]; in front of the stack also where only the stack can send it.
     fn route(&mut self, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason>;
+
+    /// Whether a socket of this node would get what `remote` sends to `local`. Addresses and ports, these in network byte
+    /// order, are those of such a packet.
+    fn has_socket(&self, protocol: u8, remote: Peer, local: Peer) -> bool;
+}
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
 }
 
 /// A packet that can be turned into another: only in the stack.

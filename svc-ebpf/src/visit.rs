@@ -1,6 +1,6 @@
 //! Finding a packet's flow, and noting what the packet says of it.
 use svc_common::flow::{CONFIRMED, FIN_BACKEND, FIN_CLIENT, Hit, Key, REPLIED, RESET, State, find, touch};
-use svc_common::map::TCP;
+use svc_common::map::{NO_BACKEND, TCP};
 
 use crate::parse::{Headers, TCP_FIN, TCP_RST, TCP_SYN};
 use crate::tables::Tables;
@@ -30,7 +30,7 @@ pub fn visit<T: Tables>(tables: &T, key: &Key, headers: &Headers, hit: &mut Hit,
     if !hit.is_reverse() {
         let new_connection = headers.is_syn() || headers.protocol != TCP;
         let closed = headers.is_syn() && State::of(hit.state) == State::Closed;
-        if closed || (new_connection && !tables.is_live(hit.backend)) {
+        if closed || (new_connection && hit.backend != NO_BACKEND && !tables.is_live(hit.backend)) {
             return Visit::Over;
         }
     }

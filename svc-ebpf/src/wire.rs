@@ -5,7 +5,8 @@ use svc_common::{Addr, Reason};
 
 use crate::family::{Family, V4, V6};
 use crate::forward::{Hop, check_hop_limit, send_on, set_link};
-use crate::packet::Packet;
+use crate::open::is_shadowed;
+use crate::packet::{Packet, Peer};
 use crate::parse::{From, Headers, parse};
 use crate::rewrite::{Endpoints, rewrite, rewrite_error};
 use crate::tables::Tables;
@@ -18,12 +19,14 @@ pub struct Scratch {
     key: Key,
     hit: Hit,
     pub hop: Hop,
+    next: Next,
 }
 
 /// Where a packet goes that was changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u32)]
 pub enum Next {
+    #[default]
     /// On its way, by the node's stack.
     Stack,
     /// Out by `scratch.hop`.
@@ -38,7 +41,7 @@ pub enum Next {
 /// Why it is not sent on.
 #[inline(always)]
 pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) -> Result<(), Reason> {
-    let Scratch { headers, key, hit, hop } = scratch;
+    let Scratch { headers, key, hit, hop, .. } = scratch;
     hop.ifindex = 0;
     parse(packet, tables, headers)?;
     *key = Key::masqueraded(headers.src, headers.sport, headers.dport, headers.protocol);
@@ -51,8 +54,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
     {
         *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
         if !follow(tables, key, headers, hit) {
-            tables.open(headers, key, hit)?;
-            tables.count(Reason::FlowOpened, packet.size());
+            open(packet, tables, headers, key, hit)?;
         } else if hit.is_reverse() && !hit.is_to_stack() {
             return Err(Reason::NotService);
         }
@@ -60,29 +62,75 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
     Ok(())
 }
 
-/// Finds the flow of a packet that leaves: the reply of a backend is to take its frontend's address again. `host`: one that
-/// is addressed to a frontend, and was not seen where it came from, is to be translated as well. [`translate`] is to follow.
+/// Finds the flow of a packet that leaves, and was not sent on by us: the reply of a backend is to take its frontend's
+/// address again. `to_network`: one that is addressed to a frontend, and was not seen where it came from, is to be translated
+/// as well. [`translate`] is to follow.
 ///
 /// # Errors
 /// As [`ingress`].
 #[inline(always)]
-pub fn egress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch, host: bool) -> Result<(), Reason> {
-    let Scratch { headers, key, hit, hop } = scratch;
+pub fn egress<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    to_network: bool,
+) -> Result<(), Reason> {
+    let Scratch { headers, key, hit, hop, .. } = scratch;
     hop.ifindex = 0;
     headers.from = From::Host;
     parse(packet, tables, headers)?;
     *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
     if !follow(tables, key, headers, hit) {
-        if !host {
+        if !to_network && !is_shadowed(tables, headers) {
             return Err(Reason::NotService);
         }
-        tables.open(headers, key, hit)?;
-        tables.count(Reason::FlowOpened, packet.size());
+        open(packet, tables, headers, key, hit)?;
     } else if hit.is_reverse() == hit.is_to_stack() {
         // A reply to the node's own connection was translated where it came in. A forward packet of somebody else's
         // flow was translated before.
         return Err(Reason::NotService);
     }
+    Ok(())
+}
+
+/// How often a source port is chosen anew since a socket has the one chosen first.
+const SOCKET_TRIES: u32 = 8;
+
+/// Opens a flow whose replies no socket of this node would take for its own.
+///
+/// The flow is there before the sockets are asked, and a socket before its first packet leaves, where [`is_shadowed`]
+/// asks for flows: whichever comes second sees the other.
+#[inline(always)]
+fn open<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers,
+    key: &Key,
+    hit: &mut Hit,
+) -> Result<(), Reason> {
+    let mut attempt = 0;
+    while attempt < SOCKET_TRIES {
+        attempt += 1;
+        tables.open(headers, key, hit)?;
+        let local = if hit.is_masqueraded() {
+            source(tables, headers.v4, packet.ifindex())?
+        } else if headers.from == From::Host {
+            headers.src
+        } else {
+            return opened(packet, tables);
+        };
+        let backend = Peer { addr: hit.to(), port: hit.port };
+        if !packet.has_socket(headers.protocol, backend, Peer { addr: local, port: hit.second }) {
+            return opened(packet, tables);
+        }
+        tables.flows().close(key, hit);
+    }
+    Err(Reason::NoSourcePort)
+}
+
+#[inline(always)]
+fn opened<P: Packet, T: Tables>(packet: &P, tables: &T) -> Result<(), Reason> {
+    tables.count(Reason::FlowOpened, packet.size());
     Ok(())
 }
 
@@ -92,14 +140,14 @@ pub fn egress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
 /// Why it is not sent on; it is unchanged then unless a kernel helper failed half way.
 #[inline(always)]
 pub fn translate<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Result<Next, Reason> {
-    let Scratch { headers, hit, hop, .. } = scratch;
-    let next = if headers.v4 {
-        apply::<P, T, V4>(packet, tables, headers, hit, hop)
+    let Scratch { headers, hit, hop, next, .. } = scratch;
+    if headers.v4 {
+        apply::<P, T, V4>(packet, tables, headers, hit, hop, next)
     } else {
-        apply::<P, T, V6>(packet, tables, headers, hit, hop)
+        apply::<P, T, V6>(packet, tables, headers, hit, hop, next)
     }?;
     tables.count(if hit.is_reverse() { Reason::Reply } else { Reason::FlowHit }, packet.size());
-    Ok(next)
+    Ok(*next)
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
@@ -109,7 +157,8 @@ fn apply<P: Packet, T: Tables, F: Family>(
     headers: &Headers,
     hit: &Hit,
     hop: &mut Hop,
-) -> Result<Next, Reason> {
+    next: &mut Next,
+) -> Result<(), Reason> {
     let reverse = hit.is_reverse();
     let dst = if reverse { hit.dst() } else { hit.to() };
     let limit = if hit.is_masqueraded() { check_hop_limit::<P, F>(packet)? } else { 0 };
@@ -119,25 +168,28 @@ fn apply<P: Packet, T: Tables, F: Family>(
     let to = if reverse {
         Endpoints { src: hit.to(), sport: hit.port, dst, dport: hit.second }
     } else {
-        let src = if hit.is_masqueraded() { source::<T, F>(tables, hop.ifindex)? } else { headers.src };
+        let src = if hit.is_masqueraded() { source(tables, F::IS_V4, hop.ifindex)? } else { headers.src };
         Endpoints { src, sport: hit.second, dst, dport: hit.port }
     };
+    let has_new_source = to.src != headers.src;
     rewrite_any::<P, F>(packet, headers, &to)?;
     if hit.is_masqueraded() {
         send_on::<P, F>(packet, limit, hop)?;
-        return Ok(Next::Send);
+        *next = Next::Send;
+        return Ok(());
     }
-    match (headers.from, reverse) {
-        (From::Pod, true) => {
+    *next = match (headers.from, reverse) {
+        (From::Pod, true) if has_new_source => {
             packet.set(0, tables.config().uplink_mac)?;
-            Ok(Next::Reenter)
+            Next::Reenter
         }
         (From::Host, false) => {
             set_link(packet, hop)?;
-            Ok(Next::Send)
+            Next::Send
         }
-        _ => Ok(Next::Stack),
-    }
+        _ => Next::Stack,
+    };
+    Ok(())
 }
 
 #[inline(always)]
@@ -151,10 +203,10 @@ fn rewrite_any<P: Packet, F: Family>(packet: &mut P, headers: &Headers, to: &End
 
 /// What traffic that leaves by this interface takes as its source: the interface's address, else the node's.
 #[inline(always)]
-fn source<T: Tables, F: Family>(tables: &T, ifindex: u32) -> Result<Addr, Reason> {
+fn source<T: Tables>(tables: &T, v4: bool, ifindex: u32) -> Result<Addr, Reason> {
     let of = |ifindex: u32| {
         let uplink = tables.uplink(ifindex).unwrap_or_default();
-        if F::IS_V4 { uplink.v4 } else { uplink.v6 }
+        if v4 { uplink.v4 } else { uplink.v6 }
     };
     let mut own = of(ifindex);
     if own == own.any() {

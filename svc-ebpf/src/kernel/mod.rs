@@ -4,6 +4,7 @@ mod global;
 mod log;
 mod maps;
 mod route;
+mod sk_lookup;
 mod sock_addr;
 mod tc;
 mod xdp;

@@ -9,17 +9,22 @@ use svc_common::checksum::{Diff, fold};
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::{ETHERNET, Family};
 use svc_ebpf::forward::Hop;
-use svc_ebpf::packet::{Packet, Pod, Resize};
+use svc_ebpf::packet::{Packet, Peer, Pod, Resize};
 use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::wire::{self, Next, Scratch};
 use svc_ebpf::{Tables, reject};
 
 use super::maps::{Hook, Maps, may_reject, scratch};
+use super::sk_lookup::has_socket;
 use super::{at, route};
 
 /// Not judged here: the next program, or the stack, goes on with it.
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT as i32;
+
+/// In a packet's tc_index, which nothing but classful queues' own filters uses: it was translated and sent on, and the egress
+/// that it passes now has nothing to do. Taken off there.
+const SENT_ON: u32 = 0x5ec0;
 
 /// What has to be in the linear part of the buffer: an ICMPv6 error's headers, those that it quotes, and options.
 const HEADERS: u32 = 256;
@@ -27,12 +32,6 @@ const HEADERS: u32 = 256;
 struct Skb<'a>(&'a TcContext);
 
 impl Skb<'_> {
-    #[inline(always)]
-    fn ifindex(&self) -> u32 {
-        // SAFETY: the program's own context.
-        unsafe { (*self.0.skb.skb).ifindex }
-    }
-
     /// Where the linear part of the packet starts and ends. Read anew each time: moved away from its use, a load would be
     /// cut to 32 bits and extended again, and be no pointer for the verifier any more.
     #[inline(always)]
@@ -72,6 +71,17 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn size(&self) -> u32 {
         self.0.len()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the program's own context.
+        unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn has_socket(&self, protocol: u8, remote: Peer, local: Peer) -> bool {
+        has_socket(self.0.as_ptr(), protocol, remote, local)
     }
 
     #[inline(always)]
@@ -132,9 +142,10 @@ fn pull(context: &TcContext) -> bool {
 }
 
 #[inline(always)]
-fn transmit(hop: &Hop) -> i32 {
-    // SAFETY: plain values.
+fn transmit(context: &TcContext, hop: &Hop) -> i32 {
+    // SAFETY: the program's own context, and plain values.
     unsafe {
+        (*context.skb.skb).tc_index = SENT_ON;
         if hop.is_resolved() {
             bpf_redirect(hop.ifindex, 0) as i32
         } else {
@@ -196,7 +207,7 @@ fn refuse(context: &TcContext, scratch: &Scratch, reason: Reason) -> i32 {
 fn settle(context: &TcContext, scratch: &mut Scratch, found: Result<(), Reason>) -> i32 {
     match found.and_then(|()| translate(context, scratch)) {
         Ok(Next::Stack) => NEXT,
-        Ok(Next::Send) => transmit(&scratch.hop),
+        Ok(Next::Send) => transmit(context, &scratch.hop),
         Ok(Next::Reenter) => {
             let uplink = Maps.config().uplink;
             // SAFETY: plain values.
@@ -238,11 +249,19 @@ pub fn svc_pod_egress(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn go_out(context: &TcContext, host: bool) -> i32 {
+fn go_out(context: &TcContext, to_network: bool) -> i32 {
+    let skb = context.skb.skb;
+    // SAFETY: the program's own context.
+    unsafe {
+        if (*skb).tc_index == SENT_ON {
+            (*skb).tc_index = 0;
+            return NEXT;
+        }
+    }
     let Some(scratch) = scratch(Hook::Egress) else { return NEXT };
-    let mut found = egress(context, scratch, host);
+    let mut found = egress(context, scratch, to_network);
     if found == Err(Reason::Truncated) && pull(context) {
-        found = egress(context, scratch, host);
+        found = egress(context, scratch, to_network);
     }
     settle(context, scratch, found)
 }
@@ -255,8 +274,8 @@ fn ingress(context: &TcContext, scratch: &mut Scratch) -> Result<(), Reason> {
 }
 
 #[inline(never)]
-fn egress(context: &TcContext, scratch: &mut Scratch, host: bool) -> Result<(), Reason> {
-    wire::egress(&Skb(context), &Maps, scratch, host)
+fn egress(context: &TcContext, scratch: &mut Scratch, to_network: bool) -> Result<(), Reason> {
+    wire::egress(&Skb(context), &Maps, scratch, to_network)
 }
 
 #[inline(never)]

@@ -8,21 +8,15 @@ use svc_common::checksum::Diff;
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::Family;
 use svc_ebpf::forward::Hop;
-use svc_ebpf::packet::{Packet, Pod};
+use svc_ebpf::packet::{Packet, Peer, Pod};
 use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::wire::{self, Next};
 
 use super::maps::{Hook, Maps, scratch};
+use super::sk_lookup::has_socket;
 use super::{at, route};
 
 struct Frame<'a>(&'a XdpContext);
-
-impl Frame<'_> {
-    #[inline(always)]
-    fn ifindex(&self) -> u32 {
-        self.0.ingress_ifindex() as u32
-    }
-}
 
 impl Packet for Frame<'_> {
     const PLAIN: bool = true;
@@ -45,6 +39,16 @@ impl Packet for Frame<'_> {
         // The difference of the two pointers would be kept in 32 bits, half a pointer with it, which the verifier forbids.
         // SAFETY: the program's own context.
         unsafe { bpf_xdp_get_buff_len(self.0.ctx) as u32 }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.0.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn has_socket(&self, protocol: u8, remote: Peer, local: Peer) -> bool {
+        has_socket(self.0.as_ptr(), protocol, remote, local)
     }
 
     #[inline(always)]

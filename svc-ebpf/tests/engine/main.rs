@@ -265,6 +265,87 @@ fn a_reply_to_the_nodes_own_connection_is_restored_where_it_comes_in() {
     assert_eq!(reply.endpoints(), (VIP.into(), 80, NODE.into(), 40_000));
 }
 
+/// What a daemon of the node does that has bound a port of the source ports and talks to a backend directly.
+fn direct(port: u16) -> Frame {
+    Frame::udp(NODE, port, REMOTE, 9376)
+}
+
+/// A flow to [`REMOTE`] that is masqueraded, and the source port that it has.
+fn forwarded(world: &World, mut frame: Frame) -> u16 {
+    assert_eq!(world.ingress(&mut frame), Ok(Next::Send));
+    frame.endpoints().1
+}
+
+fn udp_node_port(world: &mut World) -> Frame {
+    world.address(NODE, ADDRESS_NODE);
+    world.service(7, "0.0.0.0", 30080, UDP, FRONTEND_NODE_PORT, &[(REMOTE, false)]);
+    Frame::udp(CLIENT, 4000, NODE, 30080)
+}
+
+#[test]
+fn a_source_port_is_none_that_a_socket_has() {
+    let mut world = World::default();
+    let mut frame = udp_node_port(&mut world);
+    frame.sockets = vec![15_000..18_000];
+    for sport in 4000..4500 {
+        let frame = &mut Frame { bytes: Frame::udp(CLIENT, sport, NODE, 30080).bytes, ..frame.clone() };
+        let port = forwarded(&world, frame.clone());
+        assert!(port >= 18_000, "{port}");
+    }
+    frame.sockets = vec![0..u16::MAX];
+    assert_eq!(world.ingress(&mut frame), Err(Reason::NoSourcePort));
+}
+
+#[test]
+fn a_socket_that_takes_a_flows_port_goes_by_another_and_both_get_their_replies() {
+    let mut world = World::default();
+    let frame = udp_node_port(&mut world);
+    let port = forwarded(&world, frame);
+    let mut datagram = direct(port);
+    assert_eq!(world.egress(&mut datagram), Ok(Next::Send));
+    let (src, moved, dst, dport) = datagram.endpoints();
+    assert_eq!((src.as_str(), dst.as_str(), dport), (NODE, REMOTE, 9376));
+    assert_ne!(moved, port);
+    assert!(datagram.checksums_are_right());
+
+    let mut to_the_socket = Frame::udp(REMOTE, 9376, NODE, moved);
+    assert_eq!(world.ingress(&mut to_the_socket), Ok(Next::Stack));
+    assert_eq!(to_the_socket.endpoints(), (REMOTE.into(), 9376, NODE.into(), port));
+    let mut to_the_client = Frame::udp(REMOTE, 9376, NODE, port);
+    assert_eq!(world.ingress(&mut to_the_client), Ok(Next::Send));
+    assert_eq!(to_the_client.endpoints(), (NODE.into(), 30080, CLIENT.into(), 4000));
+
+    let mut again = direct(port);
+    assert_eq!(world.egress(&mut again), Ok(Next::Send));
+    assert_eq!(again.endpoints().1, moved, "the same flow");
+}
+
+#[test]
+fn a_reply_of_a_local_pod_to_a_moved_socket_comes_by_the_pods_interface() {
+    let mut world = World::default();
+    cluster_ip(&mut world, &[(POD, true)], 0);
+    let mut hairpin = Frame::tcp(POD, 4000, VIP, 80, TCP_SYN);
+    world.pod_ingress(&mut hairpin).unwrap();
+    let port = hairpin.endpoints().1;
+    let mut syn = Frame::tcp(NODE, port, POD, 9376, TCP_SYN);
+    assert_eq!(world.pod_egress(&mut syn), Ok(Next::Send));
+    let moved = syn.endpoints().1;
+    let mut reply = Frame::tcp(POD, 9376, NODE, moved, TCP_SYN | TCP_ACK);
+    assert_eq!(world.pod_ingress(&mut reply), Ok(Next::Stack));
+    assert_eq!(reply.endpoints(), (POD.into(), 9376, NODE.into(), port));
+}
+
+#[test]
+fn a_server_of_the_node_is_left_alone_on_any_port() {
+    let mut world = World::default();
+    let frame = udp_node_port(&mut world);
+    let port = forwarded(&world, frame);
+    let mut elsewhere = Frame::udp(NODE, port, "198.51.100.77", 9376);
+    assert_eq!(world.egress(&mut elsewhere), Err(Reason::NotService));
+    let mut answer = Frame::tcp(NODE, port, REMOTE, 9376, TCP_SYN | TCP_ACK);
+    assert_eq!(world.egress(&mut answer), Err(Reason::NotService));
+}
+
 #[test]
 fn a_source_outside_the_ranges_is_dropped_and_one_inside_is_served() {
     let mut world = World::default();

@@ -12,7 +12,7 @@ use svc_common::map::{
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::Family;
 use svc_ebpf::forward::Hop;
-use svc_ebpf::packet::{Packet, Pod};
+use svc_ebpf::packet::{Packet, Peer, Pod};
 use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::tables::{BackendSet, Tables};
 use svc_ebpf::wire::{self, Next, Scratch};
@@ -24,6 +24,8 @@ pub(crate) fn addr(text: &str) -> Addr {
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Frame {
     pub(crate) bytes: Vec<u8>,
+    /// Ports that sockets of the node have, in host byte order.
+    pub(crate) sockets: Vec<std::ops::Range<u16>>,
 }
 
 impl Frame {
@@ -37,7 +39,7 @@ impl Frame {
             bytes.extend(text.parse::<std::net::Ipv4Addr>().unwrap().octets());
         }
         bytes.extend(segment);
-        let mut frame = Frame { bytes };
+        let mut frame = Frame { bytes, sockets: Vec::new() };
         let header = !fold(sum(&frame.bytes[14..34]));
         frame.bytes[24..26].copy_from_slice(&header.to_ne_bytes());
         let at = if protocol == TCP { 50 } else { 40 };
@@ -104,6 +106,14 @@ impl Packet for Frame {
 
     fn size(&self) -> u32 {
         self.bytes.len() as u32
+    }
+
+    fn ifindex(&self) -> u32 {
+        2
+    }
+
+    fn has_socket(&self, _: u8, _: Peer, local: Peer) -> bool {
+        self.sockets.iter().any(|ports| ports.contains(&u16::from_be(local.port)))
     }
 
     fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason> {

@@ -42,6 +42,14 @@ pub struct Options {
     /// UDP: name the target with every datagram instead of connecting the socket.
     #[arg(long)]
     pub unconnected: bool,
+    /// Sockets get their ports from here, FIRST-LAST.
+    #[arg(long, value_parser = parse_ports)]
+    pub source_ports: Option<RangeInclusive<u16>>,
+}
+
+fn parse_ports(text: &str) -> Result<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').context("not FIRST-LAST")?;
+    Ok(first.parse()?..=last.parse()?)
 }
 
 impl Options {
@@ -54,6 +62,7 @@ impl Options {
             timeout_ms: 2000,
             keep_alive: false,
             unconnected: false,
+            source_ports: None,
         }
     }
 
@@ -67,6 +76,10 @@ impl Options {
         if let Some(rate) = self.rate {
             value("rate", rate.into());
         }
+        if let Some(ports) = &self.source_ports {
+            arguments.extend(["--source-ports".to_owned(), format!("{}-{}", ports.start(), ports.end())]);
+        }
+        let mut value = |name: &str, value: u64| arguments.extend([format!("--{name}"), value.to_string()]);
         value("concurrency", self.concurrency.into());
         value("timeout-ms", self.timeout_ms);
         arguments.extend(self.keep_alive.then(|| "--keep-alive".to_owned()));
@@ -207,11 +220,20 @@ impl Target {
     async fn ask(&self, options: &Options, kept: &mut Option<Connection>) -> Result<Answer> {
         match self {
             Target::Udp(address) if options.unconnected => ask_unconnected(*address).await,
-            Target::Udp(address) => ask_connected(*address).await,
+            Target::Udp(address) => {
+                let socket = match &options.source_ports {
+                    Some(ports) => UdpSocket::from_std(bound(ports, *address, Type::DGRAM)?.into())?,
+                    None => UdpSocket::bind(unspecified(*address)).await?,
+                };
+                exchange(&connect_udp(socket, *address).await?).await
+            }
             Target::Http { address, host, path } => {
                 let mut connection = match kept.take() {
                     Some(connection) => connection,
-                    None => connect(*address).await?,
+                    None => match &options.source_ports {
+                        Some(ports) => connect_bound(ports, *address).await?,
+                        None => connect(*address).await?,
+                    },
                 };
                 let answer = get(&mut connection, host, path).await?;
                 if options.keep_alive {
@@ -264,8 +286,30 @@ async fn get(connection: &mut Connection, host: &str, path: &str) -> Result<Answ
 const PAYLOAD: &str = "hello";
 const RESEND: Duration = Duration::from_millis(500);
 
-async fn ask_connected(address: SocketAddr) -> Result<Answer> {
-    exchange(&connect_udp(UdpSocket::bind(unspecified(address)).await?, address).await?).await
+async fn connect_bound(ports: &RangeInclusive<u16>, address: SocketAddr) -> Result<Connection> {
+    let socket = TcpSocket::from_std_stream(bound(ports, address, Type::STREAM)?.into());
+    handshake(socket.connect(address).await, address).await
+}
+
+/// A socket on a free one of these ports, which may be any: IP_LOCAL_PORT_RANGE knows only those of the host's own range.
+fn bound(ports: &RangeInclusive<u16>, peer: SocketAddr, kind: Type) -> Result<Socket> {
+    /// Prime, so that every port comes up.
+    const STEP: u32 = 7919;
+    static TURN: AtomicU32 = AtomicU32::new(0);
+    let any = unspecified(peer);
+    loop {
+        let socket = Socket::new(Domain::for_address(peer), kind, None)?;
+        socket.set_nonblocking(true)?;
+        let turn = TURN.fetch_add(STEP, Ordering::Relaxed);
+        let port = ports.start() + (turn % ports.len() as u32) as u16;
+        match socket.bind(&SocketAddr::new(any.ip(), port).into()) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => (),
+            result => {
+                result?;
+                return Ok(socket);
+            }
+        }
+    }
 }
 
 /// A socket to talk to `peer` with, on one of these ports.
