@@ -25,7 +25,7 @@ pub(crate) fn addr(text: &str) -> Addr {
 pub(crate) struct Frame {
     pub(crate) bytes: Vec<u8>,
     /// Ports that sockets of the node have, in host byte order.
-    pub(crate) sockets: Vec<std::ops::Range<u16>>,
+    pub(crate) sockets: std::ops::Range<u16>,
 }
 
 impl Frame {
@@ -39,7 +39,7 @@ impl Frame {
             bytes.extend(text.parse::<std::net::Ipv4Addr>().unwrap().octets());
         }
         bytes.extend(segment);
-        let mut frame = Frame { bytes, sockets: Vec::new() };
+        let mut frame = Frame { bytes, sockets: 0..0 };
         let header = !fold(sum(&frame.bytes[14..34]));
         frame.bytes[24..26].copy_from_slice(&header.to_ne_bytes());
         let at = if protocol == TCP { 50 } else { 40 };
@@ -113,7 +113,7 @@ impl Packet for Frame {
     }
 
     fn has_socket(&self, _: u8, _: Peer, local: Peer) -> bool {
-        self.sockets.iter().any(|ports| ports.contains(&u16::from_be(local.port)))
+        self.sockets.contains(&u16::from_be(local.port))
     }
 
     fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason> {
