@@ -277,6 +277,15 @@ pub fn random() -> anyhow::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// The flow table's clock ([`svc_common::flow::TICK_SHIFT`]).
+pub fn flow_tick() -> u16 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes the time there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let nanoseconds = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
+    (nanoseconds >> svc_common::flow::TICK_SHIFT) as u16
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

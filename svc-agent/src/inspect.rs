@@ -118,12 +118,16 @@ impl Pins {
                 .map(|(key, _)| key)
                 .collect(),
             cidrs: self.trie_entries::<CidrKey, CidrFlags>(pin::CIDRS)?.into_iter().collect(),
-            flags: self.map(pin::CONFIG)?.lookup::<Config>(0).with_context(|| unreadable(pin::CONFIG))?.flags,
+            flags: self.config()?.flags,
             node: match self.map(pin::UPLINKS)?.lookup(0) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Uplink::default(),
                 node => node.with_context(|| unreadable(pin::UPLINKS))?,
             },
         })
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        self.map(pin::CONFIG)?.lookup(0).with_context(|| unreadable(pin::CONFIG))
     }
 
     /// The flows that live, each once.
@@ -247,15 +251,16 @@ impl Pins {
     /// Returns how many cells there are, the free ones included.
     fn each_cell(&self, mut see: impl FnMut(Snapshot)) -> anyhow::Result<usize> {
         let pages = self.map(pin::FLOWS)?.pages::<flow::Set>().with_context(|| unreadable(pin::FLOWS))?;
+        let limits = self.config()?.idle_limits;
         let mut cells = 0;
         for set in pages.iter() {
-            let now = tick();
+            let now = crate::host::flow_tick();
             for way in 0..flow::WAYS {
                 cells += 1;
                 // SAFETY: the set is in the mapped pages, which live until this function's end; no reference is made.
-                let cell = unsafe { Snapshot::read(&raw const (*set).0[way], now) };
+                let cell = unsafe { Snapshot::read(&raw const (*set).0[way], now, &limits) };
                 if let Some(cell) = cell {
-                    see(settle(cell));
+                    see(cell);
                 }
             }
         }
@@ -295,24 +300,6 @@ fn read_set(outer: &Map, set: u32, mut id: u32) -> io::Result<Option<Vec<Backend
         }
     }
     Ok(None)
-}
-
-/// The flow table's clock.
-fn tick() -> u16 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: it writes the time there.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    let nanoseconds = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
-    (nanoseconds >> flow::TICK_SHIFT) as u16
-}
-
-/// A cell that saw a packet after our look at the clock seems to have been idle for 39 hours.
-fn settle(mut cell: Snapshot) -> Snapshot {
-    if cell.idle_ticks > u16::MAX - 16 {
-        cell.idle_ticks = 0;
-        cell.expired = false;
-    }
-    cell
 }
 
 /// `cell` is a forward one.
@@ -449,12 +436,6 @@ mod tests {
         let uplinks = ["192.168.7.1", "192.168.8.1"].map(|v4| Uplink { v4: addr(v4), v6: Addr::ANY_V6 });
         let cell = Snapshot { masqueraded, second_port, ..cell() };
         assert_eq!(flow_of(&cell, &state(), &uplinks).source.as_deref(), source);
-    }
-
-    #[test]
-    fn a_packet_after_the_look_at_the_clock_is_no_idle_flow() {
-        let settled = settle(Snapshot { idle_ticks: u16::MAX, expired: true, ..cell() });
-        assert_eq!((settled.idle_ticks, settled.expired), (0, false));
     }
 
     #[test]

@@ -27,5 +27,6 @@ pub mod service_health;
 pub mod source;
 pub mod status;
 pub mod store;
+pub mod sweep;
 pub mod sys;
 pub mod topology;

@@ -24,6 +24,16 @@ const fn ticks(seconds: u32) -> u16 {
     (((seconds as u64) * 1_000_000_000) >> TICK_SHIFT) as u16 + 1
 }
 
+/// Ages are counted from this many ticks ahead of now: another core, or the kernel beside a reader, may have looked at the clock
+/// later, and what it has just used must not seem to be as old as ticks can tell.
+const AHEAD: u16 = 16;
+
+/// Ticks since `last`, and [`AHEAD`].
+#[inline(always)]
+const fn age(now: u16, last: u16) -> u16 {
+    now.wrapping_add(AHEAD).wrapping_sub(last)
+}
+
 /// How often, in ticks as a power of two, a live direction keeps its silent counterpart from growing old.
 const PEER_REFRESH_SHIFT: u32 = 3;
 
@@ -82,6 +92,7 @@ const STATE_MASK: u8 = (1 << STATE_BITS) - 1;
 
 /// What the state bits amount to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum State {
     /// One direction only.
     New,
@@ -115,19 +126,57 @@ impl State {
     }
 }
 
-/// After how many idle ticks a cell may be taken: the kernel's conntrack defaults with kube-proxy's for established TCP
-/// (24 h) and half-closed TCP (1 h).
-#[inline(always)]
-pub const fn idle_limit(protocol: u8, state: u8) -> u16 {
-    match (protocol, State::of(state)) {
-        (_, State::Closed) => ticks(10),
-        (TCP, State::New) => ticks(60),
-        (TCP, State::Established) => ticks(86_400),
-        (TCP, State::Closing) => ticks(3_600),
-        (SCTP, State::Established) => ticks(210),
-        // UDP: 30 s, and 120 s for a flow with packets both ways.
-        (_, State::Established) => ticks(120),
-        _ => ticks(30),
+/// After how many seconds without a packet a flow is over. The defaults are the kernel's connection tracking's, with
+/// kube-proxy's for established and half-closed TCP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    pub tcp_established: u32,
+    /// One side has sent its FIN.
+    pub tcp_closing: u32,
+    /// Packets one way only.
+    pub udp: u32,
+    /// Packets both ways.
+    pub udp_stream: u32,
+    pub sctp_established: u32,
+}
+
+impl Timeouts {
+    pub const DEFAULT: Timeouts =
+        Timeouts { tcp_established: 86_400, tcp_closing: 3_600, udp: 30, udp_stream: 120, sctp_established: 210 };
+    /// More cannot be told by a cell's clock of 16 bits.
+    pub const MAX: u32 = 36 * 3_600;
+}
+
+/// By protocol and [`State`]: after how many idle ticks, and [`AHEAD`], a cell may be taken.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IdleLimits([u16; 16]);
+
+impl IdleLimits {
+    pub const fn new(timeouts: &Timeouts) -> Self {
+        const HALF_OPEN: u32 = 60;
+        const CLOSED: u32 = 10;
+        let mut limits = [0; 16];
+        let mut code = 0;
+        while code < 4 {
+            let [new, established, closing] = match protocol((code as u64) << PROTOCOL_SHIFT) {
+                TCP => [HALF_OPEN, timeouts.tcp_established, timeouts.tcp_closing],
+                UDP => [timeouts.udp, timeouts.udp_stream, timeouts.udp],
+                _ => [HALF_OPEN, timeouts.sctp_established, HALF_OPEN],
+            };
+            limits[code << 2 | State::New as usize] = ticks(new) + AHEAD;
+            limits[code << 2 | State::Established as usize] = ticks(established) + AHEAD;
+            limits[code << 2 | State::Closing as usize] = ticks(closing) + AHEAD;
+            limits[code << 2 | State::Closed as usize] = ticks(CLOSED) + AHEAD;
+            code += 1;
+        }
+        IdleLimits(limits)
+    }
+}
+
+impl Default for IdleLimits {
+    fn default() -> Self {
+        IdleLimits::new(&Timeouts::DEFAULT)
     }
 }
 
@@ -163,6 +212,9 @@ impl Key {
     }
 
     /// 64 bits, of which each half chooses a set; `seed` is a secret, so that nobody can aim at one set.
+    ///
+    /// What differs in many keys is the last bytes of an address, the highest bits of its word, which a multiplication takes
+    /// nowhere: the end is MurmurHash3's, which brings every bit everywhere.
     #[inline(always)]
     const fn hash(&self, seed: u64) -> u64 {
         let mask = self.dst_mask();
@@ -171,7 +223,9 @@ impl Key {
         let c = (self.src[0] ^ (self.dst[0] & mask).rotate_left(32) ^ (self.head & KEY) ^ seed.rotate_left(41))
             .wrapping_mul(0x1656_67B1_9E37_79F9);
         let h = a ^ b.rotate_left(23) ^ (c >> 29) ^ c;
-        (h ^ (h >> 32)).wrapping_mul(0x9FB2_1C65_1E98_DF25)
+        let h = (h ^ (h >> 33)).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
+        let h = (h ^ (h >> 33)).wrapping_mul(0xC4CE_B9FE_1A85_EC53);
+        h ^ (h >> 33)
     }
 }
 
@@ -318,6 +372,8 @@ pub trait Memory {
     /// The set at `index` modulo the number of sets, which is a power of two; null where there is none.
     fn set(&self, index: u32) -> *mut Set;
     fn seed(&self) -> u64;
+    /// Null where there is no table.
+    fn idle_limits(&self) -> *const IdleLimits;
 
     /// [`put`], or a kernel function that is verified by itself and calls it. So for those below.
     fn put(&self, entry: &Entry, now: u16, room: Room) -> Added
@@ -339,9 +395,20 @@ pub trait Memory {
     ///
     /// # Safety
     /// `set` is a whole set of this table.
-    unsafe fn victim(&self, set: *const Set, now: u16) -> u32 {
+    unsafe fn victim(&self, set: *const Set, now: u16) -> u32
+    where
+        Self: Sized,
+    {
         // SAFETY: the caller's set.
-        unsafe { victim(set, now) }
+        unsafe { victim(self, set, now) }
+    }
+
+    /// As [`vacancy`].
+    fn vacancy(&self, key: &Key, now: u16) -> Vacancy
+    where
+        Self: Sized,
+    {
+        vacancy(self, key, now)
     }
 
     /// As [`make_room`].
@@ -583,7 +650,8 @@ pub fn put<M: Memory>(memory: &M, entry: &Entry, now: u16, room: Room) -> Added 
     let key = &entry.0.key;
     let hash = key.hash(memory.seed());
     let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
-    if first.is_null() || second.is_null() {
+    let limits = memory.idle_limits();
+    if first.is_null() || second.is_null() || limits.is_null() {
         return Added::Full;
     }
     // SAFETY: `set` gives null or a whole set.
@@ -602,7 +670,7 @@ pub fn put<M: Memory>(memory: &M, entry: &Entry, now: u16, room: Room) -> Added 
         }
         let cell = addr_of_mut!((*set).0[best as usize & (WAYS - 1)]);
         let old = head_of(cell);
-        if score_of(cell, old, now) < least || !take(cell, old, &raw const entry.0, entry.0.key.head, now) {
+        if score_of(cell, old, now, limits) < least || !take(cell, old, &raw const entry.0, entry.0.key.head, now) {
             return Added::Full;
         }
         if set == second {
@@ -622,31 +690,28 @@ const IDLE: u32 = 0x3_0000;
 const CLOSED: u32 = 0x2_0000;
 const HALF_OPEN: u32 = 0x1_0000;
 
-/// What a cell is worth, by protocol code and state bits.
+/// What a cell is worth before its idle limit, by its state bits.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Worth {
-    /// Ticks.
-    idle_limit: u16,
-    /// How much of its age counts before that limit.
+    state: u16,
+    /// How much of its age counts.
     age_mask: u16,
-    /// Before that limit.
     score: u32,
 }
 
-static WORTH: [Worth; 4 << STATE_BITS] = {
-    let mut table = [Worth { idle_limit: 0, age_mask: 0, score: 0 }; 4 << STATE_BITS];
-    let mut i = 0;
-    while i < table.len() {
-        let state = i as u8 & STATE_MASK;
-        let protocol = protocol((i as u64 >> STATE_BITS) << PROTOCOL_SHIFT);
-        let (score, age_mask) = match State::of(state) {
+static WORTH: [Worth; 1 << STATE_BITS] = {
+    let mut table = [Worth { state: 0, age_mask: 0, score: 0 }; 1 << STATE_BITS];
+    let mut bits = 0;
+    while bits < table.len() {
+        let state = State::of(bits as u8);
+        let (score, age_mask) = match state {
             State::Closed => (CLOSED, u16::MAX),
             State::New => (HALF_OPEN, u16::MAX),
             State::Established | State::Closing => (0, 0),
         };
-        table[i] = Worth { idle_limit: idle_limit(protocol, state), age_mask, score };
-        i += 1;
+        table[bits] = Worth { state: state as u16, age_mask, score };
+        bits += 1;
     }
     table
 };
@@ -661,14 +726,18 @@ const _: () = assert!(1 << WAY_BITS == WAYS);
 /// # Safety
 /// `set` is a whole set of a table that exists.
 #[inline(always)]
-pub unsafe fn victim(set: *const Set, now: u16) -> u32 {
+pub unsafe fn victim<M: Memory>(memory: &M, set: *const Set, now: u16) -> u32 {
+    let limits = memory.idle_limits();
+    if limits.is_null() {
+        return 0;
+    }
     let mut best = 0;
     let mut way = 0;
     while way < WAYS {
         // SAFETY: the caller's set is whole.
         let score = unsafe {
             let cell = addr_of!((*set).0[way]);
-            score_of(cell, head_of(cell), now)
+            score_of(cell, head_of(cell), now, limits)
         };
         best = max(best, score << WAY_BITS | way as u32);
         way += 1;
@@ -678,21 +747,88 @@ pub unsafe fn victim(set: *const Set, now: u16) -> u32 {
 
 /// How well the cell, whose head is `head`, can be done without.
 #[inline(always)]
-unsafe fn score_of(cell: *const Cell, head: u64, now: u16) -> u32 {
-    // SAFETY: the caller's cell.
-    score(head, unsafe { read_volatile(addr_of!((*cell).tail)) }, now)
+unsafe fn score_of(cell: *const Cell, head: u64, now: u16, limits: *const IdleLimits) -> u32 {
+    // SAFETY: the caller's cell and limits.
+    unsafe { score(head, read_volatile(addr_of!((*cell).tail)), now, limits) }
 }
 
+/// # Safety
+/// `limits` is not null.
 #[inline(always)]
-fn score(head: u64, tail: Tail, now: u16) -> u32 {
-    let index = (head >> PROTOCOL_SHIFT & 3) << STATE_BITS | (tail.state & STATE_MASK) as u64;
-    let worth = &WORTH[index as usize];
-    let age = now.wrapping_sub(tail.last) as u32;
-    let idle = ones((worth.idle_limit as u64).wrapping_sub(age as u64) >> 63);
+unsafe fn score(head: u64, tail: Tail, now: u16, limits: *const IdleLimits) -> u32 {
+    let worth = &WORTH[(tail.state & STATE_MASK) as usize];
+    let age = age(now, tail.last) as u32;
+    // SAFETY: the caller's.
+    let limit = unsafe { idle_limit(limits, head, worth) };
+    let idle = ones((limit as u64).wrapping_sub(age as u64) >> 63);
     let free = ones(!head >> LIVE.trailing_zeros() & 1);
     let locked = ones(head >> LOCKED.trailing_zeros() & 1);
     let score = (IDLE | age) & idle | (worth.score | age & worth.age_mask as u32) & !idle;
     (score & !free | FREE & free) & !locked
+}
+
+/// # Safety
+/// `limits` is not null.
+#[inline(always)]
+unsafe fn idle_limit(limits: *const IdleLimits, head: u64, worth: &Worth) -> u16 {
+    let index = (head >> PROTOCOL_SHIFT & 3) << 2 | (worth.state & 3) as u64;
+    // SAFETY: the caller's; two bits and two more.
+    unsafe { read_volatile(limits.cast::<u16>().add(index as usize)) }
+}
+
+/// What stands in the way of a new flow with some key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Vacancy {
+    Free,
+    /// A flow that has been closed or has outlived its limit.
+    Over,
+    /// One whose client has not answered yet.
+    HalfOpen,
+    Living,
+}
+
+#[inline(always)]
+pub fn vacancy<M: Memory>(memory: &M, key: &Key, now: u16) -> Vacancy {
+    let mut hit = Hit::default();
+    if find(memory, key, &mut hit).is_null() {
+        return Vacancy::Free;
+    }
+    if is_outlived(memory, key, &hit, now) {
+        return Vacancy::Over;
+    }
+    match State::of(hit.state) {
+        State::Closed => Vacancy::Over,
+        State::New => Vacancy::HalfOpen,
+        State::Established | State::Closing => Vacancy::Living,
+    }
+}
+
+/// Whether the flow of the cell that was hit by `key` had no packet for too long.
+#[inline(always)]
+pub fn is_outlived<M: Memory>(memory: &M, key: &Key, hit: &Hit, now: u16) -> bool {
+    let limits = memory.idle_limits();
+    if limits.is_null() {
+        return false;
+    }
+    let worth = &WORTH[(hit.state & STATE_MASK) as usize];
+    // SAFETY: not null.
+    age(now, hit.last) > unsafe { idle_limit(limits, key.head, worth) }
+}
+
+/// Frees the cell where its flow has had no packet for too long: true where it was so. For the agent to do now and then, since
+/// a cell's clock goes round.
+///
+/// # Safety
+/// `cell` belongs to a table that exists, and may be written; `limits` are its.
+pub unsafe fn sweep(cell: *mut Cell, now: u16, limits: &IdleLimits) -> bool {
+    // SAFETY: the caller's cell.
+    unsafe {
+        let head = head_of(cell);
+        let score = score_of(cell, head, now, limits);
+        let over = head & LIVE != 0 && score >= IDLE;
+        over && clear_as(cell, head)
+    }
 }
 
 /// 1 for 0, 0 for anything else; without a branch, of which each would double what the verifier walks.
@@ -731,6 +867,10 @@ pub fn make_room<M: Memory>(memory: &M, entry: &Entry, now: u16) {
 /// `set` is a whole set of `memory`.
 #[inline(always)]
 unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> bool {
+    let limits = memory.idle_limits();
+    if limits.is_null() {
+        return false;
+    }
     let mut way = 0;
     while way < WAYS {
         // SAFETY: the caller's set is whole, and so are those that `memory` gives.
@@ -746,7 +886,7 @@ unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> bool {
                 let last = read_volatile(addr_of!((*cell).tail.last));
                 let target = addr_of_mut!((*other).0[room as usize & (WAYS - 1)]);
                 let old = head_of(target);
-                if score_of(target, old, now) >= IDLE && take(target, old, cell, head, last) {
+                if score_of(target, old, now, limits) >= IDLE && take(target, old, cell, head, last) {
                     if set == first {
                         fetch_or(addr_of_mut!((*set).0[0].key.head), OVERFLOWN);
                     }
@@ -803,14 +943,18 @@ pub fn remove<M: Memory>(memory: &M, key: &Key) {
 #[inline(always)]
 unsafe fn clear(cell: *mut Cell) {
     // SAFETY: the caller's cell; where the swap fails another core has taken the cell over already.
-    unsafe {
-        let at = addr_of_mut!((*cell).key.head);
-        let head = read_volatile(at);
-        let free = (head & OVERFLOWN) | (head & SEQUENCE_MASK).wrapping_add(SEQUENCE);
-        if head & LOCKED == 0 {
-            compare_exchange(at, head, free);
-        }
-    }
+    unsafe { clear_as(cell, head_of(cell)) };
+}
+
+/// Frees the cell if its head is still `head`.
+///
+/// # Safety
+/// As [`clear`].
+#[inline(always)]
+unsafe fn clear_as(cell: *mut Cell, head: u64) -> bool {
+    let free = (head & OVERFLOWN) | (head & SEQUENCE_MASK).wrapping_add(SEQUENCE);
+    // SAFETY: the caller's cell.
+    head & LOCKED == 0 && unsafe { compare_exchange(addr_of_mut!((*cell).key.head), head, free) } == head
 }
 
 #[cfg(target_arch = "bpf")]
@@ -883,7 +1027,7 @@ impl Snapshot {
     ///
     /// # Safety
     /// `cell` points to a cell that exists; the kernel may write it meanwhile.
-    pub unsafe fn read(cell: *const Cell, now: u16) -> Option<Self> {
+    pub unsafe fn read(cell: *const Cell, now: u16, limits: &IdleLimits) -> Option<Self> {
         // SAFETY: the caller's cell.
         let (head, copy, again) = unsafe { (head_of(cell), read_volatile(cell), head_of(cell)) };
         let Key { src, .. } = copy.key;
@@ -891,7 +1035,8 @@ impl Snapshot {
             return None;
         }
         let hit = decode(&copy);
-        let idle_ticks = now.wrapping_sub(hit.last);
+        let age = age(now, hit.last);
+        let worth = &WORTH[(hit.state & STATE_MASK) as usize];
         let protocol = protocol(head);
         Some(Snapshot {
             protocol,
@@ -906,8 +1051,9 @@ impl Snapshot {
             second_port: u16::from_be(hit.second),
             backend: hit.backend,
             state: State::of(hit.state),
-            idle_ticks,
-            expired: idle_ticks > idle_limit(protocol, hit.state),
+            idle_ticks: age.saturating_sub(AHEAD),
+            // SAFETY: a reference.
+            expired: age > unsafe { idle_limit(limits, head, worth) },
         })
     }
 }
@@ -917,6 +1063,7 @@ impl Snapshot {
 pub struct Sets {
     sets: Vec<core::cell::UnsafeCell<Set>>,
     seed: u64,
+    limits: IdleLimits,
 }
 
 // SAFETY: every access goes through the cells' own protocol.
@@ -928,7 +1075,8 @@ impl Sets {
     /// `sets` is a power of two.
     pub fn new(sets: usize, seed: u64) -> Self {
         assert!(sets.is_power_of_two());
-        Sets { sets: (0..sets).map(|_| core::cell::UnsafeCell::new(Set::default())).collect(), seed }
+        let sets = (0..sets).map(|_| core::cell::UnsafeCell::new(Set::default())).collect();
+        Sets { sets, seed, limits: IdleLimits::default() }
     }
 
     pub fn snapshots(&self, now: u16) -> Vec<Snapshot> {
@@ -936,7 +1084,7 @@ impl Sets {
             .iter()
             .flat_map(|set| (0..WAYS).map(move |way| set.get().cast::<Cell>().wrapping_add(way)))
             // SAFETY: the cells live as long as `self`.
-            .filter_map(|cell| unsafe { Snapshot::read(cell, now) })
+            .filter_map(|cell| unsafe { Snapshot::read(cell, now, &self.limits) })
             .collect()
     }
 }
@@ -948,6 +1096,9 @@ impl Memory for Sets {
     }
     fn seed(&self) -> u64 {
         self.seed
+    }
+    fn idle_limits(&self) -> *const IdleLimits {
+        &raw const self.limits
     }
 }
 
@@ -1008,7 +1159,7 @@ mod tests {
     }
 
     #[test]
-    fn seven_tenths_full_refuses_nobody_and_full_refuses_the_newcomer() {
+    fn six_tenths_full_refuses_nobody_and_full_refuses_the_newcomer() {
         let table = Sets::new(1 << 12, SEED);
         let cells = 4u32 << 12;
         let mut refused = 0;
@@ -1016,13 +1167,38 @@ mod tests {
             let mut entry = forward(i);
             entry.0.tail.state = REPLIED | CONFIRMED;
             refused += u32::from(add(&table, &entry, 7) == Added::Full);
-            if i == cells * 7 / 10 {
+            if i == cells * 6 / 10 {
                 assert_eq!(refused, 0);
             }
         }
         assert!(refused > 0);
         let found = (0..cells).filter(|i| look(&table, &client(*i)).is_some_and(|hit| hit.to() == addr(*i))).count();
         assert_eq!(found as u32, cells - refused);
+    }
+
+    #[test]
+    fn no_likely_kind_of_keys_is_refused_up_to_six_tenths() {
+        let node = addr(0x0a60_0001);
+        let v6 = |n: u32| Addr([0xfd00_u32.to_be(), 0, 0, n.to_be()]);
+        let kinds: [(&str, &dyn Fn(u32) -> Key); 7] = [
+            ("clients of one port", &|n| Key::new(addr(0xc633_0000 + n), node, 1024, 80, TCP)),
+            ("ports of one client", &|n| Key::new(addr(7 + (n >> 16)), node, n as u16, 80, TCP)),
+            ("ports in network byte order", &|n| Key::new(addr(7 + (n >> 16)), node, (n as u16).to_be(), 80, TCP)),
+            ("frontends of one client", &|n| Key::new(node, addr(0x0a60_0000 + n), 1024, 80, TCP)),
+            ("masqueraded", &|n| Key::masqueraded(addr(7 + (n >> 14)), 80, (n as u16 & 0x3fff).to_be(), TCP)),
+            ("IPv6 clients", &|n| Key::new(v6(n), v6(1), 1024, 80, UDP)),
+            ("IPv6 clients and ports", &|n| Key::new(v6(n >> 8), v6(1), (n as u16 & 0xff).to_be(), 80, UDP)),
+        ];
+        for (kind, key) in kinds {
+            for seed in [0, 1, SEED, u64::MAX, 0xffff_0000_0000_0000] {
+                let table = Sets::new(1 << 12, seed);
+                for n in 0..(4 << 12) * 6 / 10 {
+                    let mut entry = Entry::forward(key(n), node, 8080, 1, false, 1);
+                    entry.0.tail.state = REPLIED | CONFIRMED;
+                    assert_eq!(add(&table, &entry, 7), Added::New, "{kind}: {n} with seed {seed:x}");
+                }
+            }
+        }
     }
 
     /// A set of four with these states and ages; which one goes for a newcomer.
@@ -1053,6 +1229,52 @@ mod tests {
             None,
             "never one that lives"
         );
+    }
+
+    #[test]
+    fn what_another_core_used_a_moment_later_is_young() {
+        let table = Sets::new(1, SEED);
+        for i in 0..4 {
+            let mut entry = forward(i);
+            entry.0.tail.state = REPLIED | CONFIRMED;
+            assert_eq!(add(&table, &entry, 1001), Added::New);
+        }
+        assert_eq!(add(&table, &forward(99), 1000), Added::Full);
+        assert!(table.snapshots(1000).iter().all(|cell| !cell.expired && cell.idle_ticks == 0));
+    }
+
+    #[test]
+    fn only_what_has_outlived_its_limit_is_swept() {
+        let table = Sets::new(1, SEED);
+        let states = [REPLIED | CONFIRMED, 0, RESET, REPLIED | CONFIRMED];
+        for (i, state) in (0..).zip(states) {
+            let mut entry = forward(i);
+            entry.0.tail.state = state;
+            assert_eq!(add(&table, &entry, if i == 3 { 30_000 } else { 1 }), Added::New);
+        }
+        let swept = |seconds: u32| {
+            let now = 1 + ticks(seconds);
+            // SAFETY: the table's own cells.
+            let sweep = |way: usize| unsafe { sweep(table.sets[0].get().cast::<Cell>().add(way), now, &table.limits) };
+            (0..WAYS).filter(|way| sweep(*way)).count()
+        };
+        assert_eq!([5, 15, 70, 86_500, 86_500].map(swept), [0, 1, 1, 1, 0]);
+        assert!(look(&table, &client(3)).is_some());
+    }
+
+    #[test]
+    fn what_stands_in_the_way_of_a_key() {
+        let table = Sets::new(4, SEED);
+        for (i, state) in (0..).zip([0, REPLIED | CONFIRMED, RESET]) {
+            let mut entry = forward(i);
+            entry.0.tail.state = state;
+            assert_eq!(add(&table, &entry, 7), Added::New);
+        }
+        let vacancies = |now: u16| [0, 1, 2, 3].map(|i| vacancy(&table, &client(i), now));
+        let (half_open, living, over, free) = (Vacancy::HalfOpen, Vacancy::Living, Vacancy::Over, Vacancy::Free);
+        assert_eq!(vacancies(8), [half_open, living, over, free]);
+        assert_eq!(vacancies(7 + ticks(70)), [over, living, over, free]);
+        assert_eq!(vacancies(7 + ticks(86_500)), [over, over, over, free]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Keys and values of the kernel's maps. All are plain data: `repr(C)`, padding spelled out, no bool, no enum. Ports are in
 //! network byte order (`port` as it stands in a packet, read natively), everything else in the machine's.
 use crate::Addr;
+use crate::flow::IdleLimits;
 
 /// File names of the pins under `--bpffs`, one a map; programs and links have their own directories there.
 pub mod pin {
@@ -271,8 +272,9 @@ pub struct Config {
     /// That interface's link address, as it stands in a packet.
     pub uplink_mac: [u16; 3],
     pub pad: u16,
+    pub idle_limits: IdleLimits,
 }
-const _: () = assert!(size_of::<Config>() == 40);
+const _: () = assert!(size_of::<Config>() == 72);
 
 impl Config {
     /// The first of the source ports that stand for a client's own where its address stays. Those below, three quarters of

@@ -1,18 +1,24 @@
 //! Opening a flow: both of its cells, and a source port where it needs one.
 use svc_common::Reason;
-use svc_common::flow::{Added, Entry, Hit, Key, Memory, TO_STACK, add, find};
+use svc_common::flow::{Added, Entry, Hit, Key, Memory, TO_STACK, Vacancy, add, find};
 use svc_common::map::{
     ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, CIDR_PODS, CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL,
     FRONTEND_CLUSTER_IP, FRONTEND_KIND, Frontend, NO_BACKEND, SCTP, UDP,
 };
-use svc_common::select::pick;
+use svc_common::select::{pick, shuffle};
 
 use crate::parse::{From, Headers};
 use crate::service::{Client, Scope, choose, lookup};
 use crate::tables::Tables;
 
-/// Source ports to try before a newcomer is turned away: at nine tenths of them taken, 1 newcomer in 30 would be.
-const TRIES: u32 = 32;
+/// Source ports to look at before a newcomer is turned away: with nine tenths of them in use, 1 newcomer in 400 would be.
+const PORT_TRIES: u32 = 64;
+/// As many of them in turn, for protocols with a handshake: a half-open flow that is met is the oldest one then.
+const PORTS_IN_TURN: u32 = 16;
+/// As many of them for UDP before a flow that went one way only has to give way.
+const PORTS_AT_RANDOM: u32 = 16;
+/// How often another core may take the port first.
+const TRIES: u32 = 4;
 
 /// In a chosen slot's flags: the source address becomes this node's.
 const MASQUERADED: u16 = 1 << 15;
@@ -38,10 +44,16 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
         }
         chosen => chosen?,
     }
-    let mut port = if backend.flags & PORT_KEPT != 0 { headers.sport } else { source_port(tables, headers, &backend) };
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
+        let SourcePort { port, in_use } = tables.source_port(headers, &backend);
+        if port == 0 {
+            break;
+        }
+        if in_use {
+            give_up(tables, headers, &backend, port, hit);
+        }
         match add_reverse(tables, headers, &backend, port) {
             Added::New => {
                 return match add_forward(tables, headers, key, &backend, port) {
@@ -60,7 +72,7 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
                     }
                 };
             }
-            Added::Exists => port = source_port(tables, headers, &backend),
+            Added::Exists => (),
             Added::Full => return Err(Reason::FlowTableFull),
         }
     }
@@ -209,20 +221,76 @@ const fn is_masqueraded(backend: &BackendSlot) -> bool {
     backend.flags & MASQUERADED != 0
 }
 
-/// Network byte order. Ports that a client's node gives out are none that a backend's node does, since neither knows of
-/// the other's.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn give_up<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot, port: u16, hit: &mut Hit) {
+    let key = reverse_key(headers, backend, port);
+    if found(tables, &key, hit) {
+        tables.flows().close(&key, hit);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SourcePort {
+    /// Network byte order; 0 where none was found.
+    pub port: u16,
+    /// A flow has it that can be done without.
+    pub in_use: bool,
+}
+
+/// A port for which no flow to the backend lives.
+///
+/// A flow that is over gives its port up. So does one whose client has not answered yet: where there is a handshake at its
+/// turn, when it has had the time in which all other ports were given out; else, since a UDP flow may go one way for
+/// good, where no free one was found.
 #[inline(always)]
-fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot) -> u16 {
+pub fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot) -> SourcePort {
+    let (first, next) = port_range(tables, headers, backend);
+    let range = next.wrapping_sub(first) as u32;
+    let kept = backend.flags & PORT_KEPT != 0;
+    let mut half_open = 0;
+    let mut attempt = 0;
+    while attempt < PORT_TRIES {
+        let port = if attempt == 0 && kept {
+            headers.sport
+        } else {
+            let in_turn = attempt < PORTS_IN_TURN && headers.protocol != UDP;
+            let offset = if in_turn { next_in_turn(tables, range) } else { pick(tables.random(), range) };
+            first.wrapping_add(offset as u16).to_be()
+        };
+        let key = reverse_key(headers, backend, port);
+        match tables.flows().vacancy(&key, tables.now()) {
+            Vacancy::Free => return SourcePort { port, in_use: false },
+            Vacancy::Over => return SourcePort { port, in_use: true },
+            Vacancy::HalfOpen if half_open == 0 => half_open = port,
+            Vacancy::HalfOpen | Vacancy::Living => (),
+        }
+        attempt += 1;
+        let enough = if headers.protocol == UDP { attempt >= PORTS_AT_RANDOM } else { attempt <= PORTS_IN_TURN };
+        if enough && half_open != 0 {
+            break;
+        }
+    }
+    SourcePort { port: half_open, in_use: true }
+}
+
+/// The first port of the range, and the one after its last, in host byte order. Ports that a client's node gives out are none
+/// that a backend's node does, since neither knows of the other's.
+#[inline(always)]
+fn port_range<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot) -> (u16, u16) {
     let config = tables.config();
     let moved = config.first_moved_port();
     let middle = moved.wrapping_add(config.snat_last.wrapping_sub(moved) / 2);
-    let (first, next) = if is_masqueraded(backend) {
+    if is_masqueraded(backend) {
         (config.snat_first, moved)
     } else if headers.from == From::Network {
         (moved, middle)
     } else {
         (middle, config.snat_last)
-    };
-    let range = next.wrapping_sub(first) as u32;
-    first.wrapping_add(pick(tables.random(), range) as u16).to_be()
+    }
+}
+
+/// Less than `range`: each number once, in an order that only this node knows, then again from the start.
+#[inline(always)]
+fn next_in_turn<T: Tables>(tables: &T, range: u32) -> u32 {
+    shuffle(tables.turn(), range, tables.config().flow_seed)
 }

@@ -6,7 +6,7 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason, flow};
 
-use crate::open::open;
+use crate::open::{SourcePort, open, source_port};
 use crate::parse::Headers;
 use crate::visit::{Visit, visit};
 
@@ -42,6 +42,8 @@ pub trait Tables {
     /// Of CLOCK_MONOTONIC.
     fn seconds(&self) -> u32;
     fn random(&self) -> u32;
+    /// 0, 1, 2 and so on, on all cores together, and round again.
+    fn turn(&self) -> u32;
 
     /// [`visit`], or a kernel function that is verified by itself and calls it.
     fn visit(&self, key: &Key, headers: &Headers, hit: &mut Hit, now: u16) -> Visit
@@ -60,6 +62,14 @@ pub trait Tables {
         Self: Sized,
     {
         open(self, headers, key, hit)
+    }
+
+    /// [`source_port`], or a kernel function that is verified by itself and calls it.
+    fn source_port(&self, headers: &Headers, backend: &BackendSlot) -> SourcePort
+    where
+        Self: Sized,
+    {
+        source_port(self, headers, backend)
     }
 }
 

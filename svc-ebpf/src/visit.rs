@@ -1,5 +1,5 @@
 //! Finding a packet's flow, and noting what the packet says of it.
-use svc_common::flow::{CONFIRMED, FIN_BACKEND, FIN_CLIENT, Hit, Key, REPLIED, RESET, State, find, touch};
+use svc_common::flow::{CONFIRMED, FIN_BACKEND, FIN_CLIENT, Hit, Key, REPLIED, RESET, State, find, is_outlived, touch};
 use svc_common::map::{NO_BACKEND, TCP};
 
 use crate::parse::{Headers, TCP_FIN, TCP_RST, TCP_SYN};
@@ -9,8 +9,8 @@ use crate::tables::Tables;
 #[repr(u32)]
 pub enum Visit {
     None,
-    /// Found, but not to be gone on with: a new connection on a closed flow or towards a backend that has left, a datagram
-    /// towards a backend that has left.
+    /// Found, but not to be gone on with: a new connection on a flow that has ended or towards a backend that has left; so
+    /// for any datagram.
     Over,
     Found,
     /// Found, and the flow's other cell is to be told of it.
@@ -30,7 +30,8 @@ pub fn visit<T: Tables>(tables: &T, key: &Key, headers: &Headers, hit: &mut Hit,
     if !hit.is_reverse() {
         let new_connection = headers.is_syn() || headers.protocol != TCP;
         let closed = headers.is_syn() && State::of(hit.state) == State::Closed;
-        if closed || (new_connection && hit.backend != NO_BACKEND && !tables.is_live(hit.backend)) {
+        let over = closed || new_connection && is_outlived(tables.flows(), key, hit, now);
+        if over || (new_connection && hit.backend != NO_BACKEND && !tables.is_live(hit.backend)) {
             return Visit::Over;
         }
     }

@@ -9,6 +9,7 @@ pub mod run;
 pub mod selector;
 pub mod services;
 pub mod status;
+pub mod timeouts;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

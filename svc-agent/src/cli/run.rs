@@ -20,7 +20,7 @@ use crate::pods::{PodInterfaces, Pods};
 use crate::reconcile::{Config, Outlets, Reconciler};
 use crate::source::{addresses, kubernetes, manifests};
 use crate::status::Status;
-use crate::{health, host, metrics, notes, serve, service_health};
+use crate::{health, host, metrics, notes, serve, service_health, sweep};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
@@ -113,6 +113,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 262_144,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKEND_ID)))]
     max_backends: u32,
+
+    #[command(flatten)]
+    timeouts: super::timeouts::Args,
 }
 
 /// Kube-proxy's names.
@@ -189,14 +192,16 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let uplinks = host::uplinks(&args.uplinks)?;
     let (dataplane, pod_programs) = aya::open(&Settings {
         cgroup: args.cgroup,
-        bpffs: args.bpffs,
+        bpffs: args.bpffs.clone(),
         uplinks: uplinks.clone(),
         xdp: args.xdp,
         socket_lb: args.socket_lb,
         flow_table_size: args.flow_table_size,
         max_services: args.max_services,
         max_backends: args.max_backends,
+        timeouts: args.timeouts.timeouts(),
     })?;
+    tokio::spawn(sweep::run(args.bpffs));
 
     let pod_interfaces = Pods::start(args.pod_interfaces, uplinks, pod_programs).await?;
 

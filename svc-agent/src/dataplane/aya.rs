@@ -183,6 +183,7 @@ fn configure(
         uplink,
         uplink_mac,
         pad: 0,
+        idle_limits: svc_common::flow::IdleLimits::new(&settings.timeouts),
     };
     Ok(sys::update(config, &0u32, &new)?)
 }

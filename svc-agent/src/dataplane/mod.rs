@@ -6,6 +6,7 @@ pub mod fake;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use svc_common::flow::Timeouts;
 use svc_common::map::{
     AddressFlags, Backend, BackendSlot, CidrFlags, CidrKey, Counter, Frontend, FrontendKey, ServiceName,
     SourceRangeKey, Uplink,
@@ -127,6 +128,7 @@ pub struct Settings {
     pub max_services: u32,
     /// In backend ids.
     pub max_backends: u32,
+    pub timeouts: Timeouts,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]

@@ -1,7 +1,9 @@
 //! Parts of the engine as global functions. The verifier walks each one once, for any arguments of its types, instead of
 //! again for every path that leads to it. They take at most five arguments and give back one number.
 use svc_common::Reason;
-use svc_common::flow::{self, Added, Entry, Hit, Key, Room};
+use svc_common::flow::{self, Added, Entry, Hit, Key, Room, Vacancy};
+use svc_common::map::BackendSlot;
+use svc_ebpf::open::SourcePort;
 use svc_ebpf::parse::Headers;
 use svc_ebpf::visit::Visit;
 
@@ -42,6 +44,28 @@ extern "C" fn svc_flow_count(key: *const Key) -> u32 {
 }
 
 #[inline(always)]
+pub(super) fn vacancy(key: &Key, now: u16) -> Vacancy {
+    match svc_flow_vacancy(key, now as u32) {
+        0 => Vacancy::Free,
+        1 => Vacancy::Over,
+        2 => Vacancy::HalfOpen,
+        _ => Vacancy::Living,
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_vacancy(key: *const Key, now: u32) -> u32 {
+    // SAFETY: as above.
+    match unsafe { key.as_ref() }.map(|key| flow::vacancy(&Flows, key, now as u16)) {
+        Some(Vacancy::Free) => 0,
+        Some(Vacancy::Over) => 1,
+        Some(Vacancy::HalfOpen) => 2,
+        Some(Vacancy::Living) | None => 3,
+    }
+}
+
+#[inline(always)]
 pub(super) fn victim(set: *const flow::Set, now: u16) -> u32 {
     svc_flow_victim(set, now as u32)
 }
@@ -50,7 +74,7 @@ pub(super) fn victim(set: *const flow::Set, now: u16) -> u32 {
 #[inline(never)]
 extern "C" fn svc_flow_victim(set: *const flow::Set, now: u32) -> u32 {
     // SAFETY: as above.
-    if set.is_null() { 0 } else { unsafe { flow::victim(set, now as u16) } }
+    if set.is_null() { 0 } else { unsafe { flow::victim(&Flows, set, now as u16) } }
 }
 
 #[inline(always)]
@@ -158,4 +182,21 @@ extern "C" fn svc_flow_open(headers: *const Headers, key: *const Key, hit: *mut 
         Ok(()) => u32::MAX,
         Err(reason) => reason as u32,
     }
+}
+
+#[inline(always)]
+pub(super) fn source_port(headers: &Headers, backend: &BackendSlot) -> SourcePort {
+    let answer = svc_source_port(headers, backend);
+    SourcePort { port: answer as u16, in_use: answer & IN_USE != 0 }
+}
+
+const IN_USE: u32 = 1 << 16;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_source_port(headers: *const Headers, backend: *const BackendSlot) -> u32 {
+    // SAFETY: as above.
+    let (Some(headers), Some(backend)) = (unsafe { (headers.as_ref(), backend.as_ref()) }) else { return 0 };
+    let SourcePort { port, in_use } = svc_ebpf::open::source_port(&Maps, headers, backend);
+    port as u32 | if in_use { IN_USE } else { 0 }
 }

@@ -8,7 +8,9 @@ use svc_common::map::{
     AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, MAX_CIDRS, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
 };
+use svc_common::select::take_turn;
 use svc_common::{Addr, Reason, flow};
+use svc_ebpf::open::SourcePort;
 use svc_ebpf::parse::Headers;
 use svc_ebpf::tables::{BackendSet, Sockets, Tables};
 use svc_ebpf::visit::Visit;
@@ -53,6 +55,8 @@ static COUNTERS: PerCpuArray<Counter, 32> = PerCpuArray::new();
 const _: () = assert!(Reason::ALL.len() <= 32);
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
+#[btf_map]
+static TURN: Array<u32, 1> = Array::new();
 #[btf_map]
 static REJECTS: PerCpuArray<Rejects, 1> = PerCpuArray::new();
 
@@ -122,6 +126,11 @@ impl flow::Memory for Flows {
     }
 
     #[inline(always)]
+    fn idle_limits(&self) -> *const flow::IdleLimits {
+        CONFIG.get(0).map_or(core::ptr::null(), |config| &raw const config.idle_limits)
+    }
+
+    #[inline(always)]
     fn put(&self, entry: &flow::Entry, now: u16, room: flow::Room) -> flow::Added {
         global::put(entry, now, room)
     }
@@ -149,6 +158,11 @@ impl flow::Memory for Flows {
     #[inline(always)]
     fn close(&self, key: &flow::Key, hit: &flow::Hit) {
         global::close(key, hit);
+    }
+
+    #[inline(always)]
+    fn vacancy(&self, key: &flow::Key, now: u16) -> flow::Vacancy {
+        global::vacancy(key, now)
     }
 
     #[inline(always)]
@@ -267,6 +281,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn turn(&self) -> u32 {
+        // SAFETY: the map's only value.
+        TURN.get_ptr_mut(0).map_or(0, |turn| unsafe { take_turn(turn) })
+    }
+
+    #[inline(always)]
     fn visit(&self, key: &flow::Key, headers: &Headers, hit: &mut flow::Hit, now: u16) -> Visit {
         global::visit(key, headers, hit, now)
     }
@@ -274,6 +294,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn open(&self, headers: &Headers, key: &flow::Key, hit: &mut flow::Hit) -> Result<(), Reason> {
         global::open(headers, key, hit)
+    }
+
+    #[inline(always)]
+    fn source_port(&self, headers: &Headers, backend: &BackendSlot) -> SourcePort {
+        global::source_port(headers, backend)
     }
 }
 

@@ -6,7 +6,7 @@ use svc_common::map::{
     ADDRESS_CLUSTER_IP, ADDRESS_NODE, CIDR_SERVICES, FRONTEND_EXTERNAL_LOCAL, FRONTEND_NODE_PORT,
     FRONTEND_SOURCE_RANGES, TCP, UDP,
 };
-use svc_ebpf::parse::{TCP_ACK, TCP_FIN, TCP_SYN};
+use svc_ebpf::parse::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use svc_ebpf::wire::Next;
 use world::{Frame, World, addr};
 
@@ -292,8 +292,101 @@ fn a_source_port_is_none_that_a_socket_has() {
         let port = forwarded(&world, frame.clone());
         assert!(port >= 18_000, "{port}");
     }
-    frame.sockets = 0..u16::MAX;
-    assert_eq!(world.ingress(&mut frame), Err(Reason::NoSourcePort));
+    let mut refused = Frame { sockets: 0..u16::MAX, ..Frame::udp(CLIENT, 5000, NODE, 30080) };
+    assert_eq!(world.ingress(&mut refused), Err(Reason::NoSourcePort));
+}
+
+/// How many source ports [`World`] has for masqueraded flows.
+const PORTS: u32 = 11_250;
+
+/// The `n`th client, each of which asks once.
+fn client(n: u32) -> (String, u16) {
+    (format!("198.51.{}.{}", n >> 8 & 0xff, n & 0xff), 1024 + (n >> 16) as u16)
+}
+
+fn connect(world: &World, n: u32) -> u16 {
+    let (addr, port) = client(n);
+    forwarded(world, Frame::tcp(&addr, port, NODE, 30080, TCP_SYN))
+}
+
+/// What the backend sends to this port; true where it goes to the `n`th client.
+fn reply(world: &World, port: u16, flags: u8, n: u32) -> bool {
+    let mut frame = Frame::tcp(REMOTE, 9376, NODE, port, flags);
+    let (addr, client_port) = client(n);
+    world.ingress(&mut frame) == Ok(Next::Send) && frame.endpoints() == (NODE.into(), 30080, addr, client_port)
+}
+
+fn establish(world: &World, n: u32) -> u16 {
+    let port = connect(world, n);
+    assert!(reply(world, port, TCP_SYN | TCP_ACK, n));
+    let (addr, client_port) = client(n);
+    assert_eq!(world.ingress(&mut Frame::tcp(&addr, client_port, NODE, 30080, TCP_ACK)), Ok(Next::Send));
+    port
+}
+
+#[test]
+fn flows_that_are_over_give_their_ports_up() {
+    let mut world = World::default();
+    node_port(&mut world, &[(REMOTE, false)], 0);
+    for n in 0..3 * PORTS {
+        let port = establish(&world, n);
+        assert!(reply(&world, port, TCP_RST, n));
+    }
+}
+
+#[test]
+fn flows_without_a_packet_for_too_long_give_their_ports_up() {
+    let mut world = World::default();
+    udp_node_port(&mut world);
+    for n in 0..3 * PORTS {
+        let (addr, port) = client(n);
+        forwarded(&world, Frame::udp(&addr, port, NODE, 30080));
+        if n % 256 == 0 {
+            world.ticks.set(world.ticks.get() + 1);
+        }
+    }
+}
+
+#[test]
+fn a_flood_takes_neither_a_living_flow_nor_the_youngest_half_open_one() {
+    let mut world = World::default();
+    node_port(&mut world, &[(REMOTE, false)], 0);
+    let living: Vec<u16> = (0..500).map(|n| establish(&world, n)).collect();
+    let mut next = 500;
+    let mut flood = |count: u32| {
+        for _ in 0..count {
+            connect(&world, next);
+            next += 1;
+        }
+    };
+    flood(2 * PORTS);
+    let newcomers: Vec<u16> = (0..100).map(|n| connect(&world, 1_000_000 + n)).collect();
+    flood(PORTS / 2);
+    for (n, port) in (0..).zip(newcomers) {
+        assert!(reply(&world, port, TCP_SYN | TCP_ACK, 1_000_000 + n), "{n}");
+    }
+    for (n, port) in (0..).zip(living) {
+        assert!(reply(&world, port, TCP_ACK, n), "{n}");
+    }
+}
+
+#[test]
+fn nine_tenths_of_the_ports_can_be_in_use() {
+    let mut world = World::default();
+    node_port(&mut world, &[(REMOTE, false)], 0);
+    let ports: std::collections::BTreeSet<_> = (0..PORTS * 9 / 10).map(|n| establish(&world, n)).collect();
+    assert_eq!(ports.len() as u32, PORTS * 9 / 10);
+}
+
+#[test]
+fn a_datagram_on_a_flow_that_had_none_for_too_long_is_balanced_anew() {
+    let mut world = World::default();
+    let frame = udp_node_port(&mut world);
+    let first = forwarded(&world, frame.clone());
+    world.ticks.set(world.ticks.get() + 13);
+    assert_eq!(forwarded(&world, frame.clone()), first);
+    world.ticks.set(world.ticks.get() + 17);
+    assert_ne!(forwarded(&world, frame), first);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use svc_common::checksum::{Diff, fold, sum};
-use svc_common::flow::Sets;
+use svc_common::flow::{IdleLimits, Sets};
 use svc_common::map::{
     AddressFlags, Affinity, AffinityKey, BACKEND_LOCAL, BackendSlot, CidrFlags, Config, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, TCP, UDP, Uplink, cluster_set, local_set,
@@ -160,6 +160,8 @@ pub(crate) struct World {
     flows: Sets,
     counters: RefCell<BTreeMap<u32, u64>>,
     random: Cell<u32>,
+    pub(crate) ticks: Cell<u16>,
+    turn: Cell<u32>,
 }
 
 impl Default for World {
@@ -177,9 +179,11 @@ impl Default for World {
             flags: 0,
             affinity_seconds: 0,
             seconds: Cell::new(1000),
-            flows: Sets::new(16, 0x1234_5678_9abc_def1),
+            flows: Sets::new(1 << 14, 0x1234_5678_9abc_def1),
             counters: RefCell::default(),
             random: Cell::new(1),
+            ticks: Cell::new(7),
+            turn: Cell::new(0),
         }
     }
 }
@@ -335,6 +339,7 @@ impl Tables for World {
             uplink: 2,
             uplink_mac: [9, 9, 9],
             pad: 0,
+            idle_limits: IdleLimits::default(),
         }
     }
 
@@ -347,7 +352,11 @@ impl Tables for World {
     }
 
     fn now(&self) -> u16 {
-        7
+        self.ticks.get()
+    }
+
+    fn turn(&self) -> u32 {
+        self.turn.replace(self.turn.get().wrapping_add(1))
     }
 
     fn random(&self) -> u32 {
