@@ -1,11 +1,13 @@
 //! Services of a folder of manifests, between hosts that are network namespaces: real clients, real servers.
 use std::fs;
+use std::net::SocketAddrV4;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rstest::rstest;
 use svc_lab::agent::inspect;
 use svc_lab::client::Options;
+use svc_lab::flood::Flood;
 use svc_lab::load::Load;
 use svc_lab::topology::{BACKENDS, CLIENT, NODES, OUTSIDE};
 use svc_tests::cluster::{CLUSTER_IP, Cluster, NODE_PORT, REFUSED, all_backends, assert_right, service};
@@ -304,6 +306,41 @@ fn a_flow_takes_no_port_that_a_socket_of_the_node_has() {
     forward_flows(&cluster);
     let failed: Vec<_> = connections.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[rstest]
+#[case::to_a_backend_elsewhere(Cluster::with_manifests, &["b1"])]
+#[case::to_all(Cluster::with_manifests, &["a1", "a2", "b1", "b2"])]
+#[case::behind_xdp(Cluster::with_native_xdp, &["b1"])]
+fn a_flood_of_connections_costs_nobody_elses(#[case] cluster: Start, #[case] pods: &[&str]) {
+    let mut cluster = cluster();
+    let node_port = format!("http://{}:{NODE_PORT}/", NODES[0].v4());
+    cluster.change(|manifests| {
+        all_backends().iter().filter(|pod| !pods.contains(pod)).for_each(|pod| manifests.remove_pod(pod));
+    });
+    cluster.expect_soon(Duration::from_secs(2), OUTSIDE, &node_port, pods);
+    let connection = cluster.long_connection(OUTSIDE, &node_port);
+    let flood = Flood::start(&cluster.lab, OUTSIDE, SocketAddrV4::new(NODES[0].v4(), NODE_PORT), 28_000).unwrap();
+    let load = cluster.load(OUTSIDE, &node_port);
+    thread::sleep(Duration::from_secs(8));
+    let outcomes: Vec<_> = [load, connection].into_iter().flat_map(|load| load.finish().unwrap()).collect();
+    let sent = flood.finish();
+    let late = outcomes.iter().filter(|outcome| outcome.error.is_some() || outcome.ms > 900.0).count();
+    println!("{sent} SYNs beside {} requests, of which {late} failed or took a second", outcomes.len());
+    assert!(outcomes.len() > 1000 && sent > 50_000);
+    assert_eq!(late, 0);
+}
+
+#[test]
+fn what_has_outlived_its_limit_is_swept_from_the_flow_table() {
+    let short = &["--conntrack-udp-timeout", "1s", "--conntrack-udp-timeout-stream", "1s"];
+    let cluster = Cluster::with_arguments(short);
+    let one = Options { requests: Some(1), ..Options::to("udp://172.31.0.11:30007") };
+    assert_eq!(cluster.lab.tally(OUTSIDE, &one).unwrap().failed(), 0);
+    let sweep = || svc_agent::sweep::sweep(&cluster.lab.bpffs(NODE_A)).unwrap();
+    assert_eq!(sweep(), 0);
+    thread::sleep(Duration::from_secs(7));
+    assert_eq!([sweep(), sweep()], [2, 0]);
 }
 
 #[test]

@@ -115,7 +115,7 @@ pub struct Args {
     max_backends: u32,
 
     #[command(flatten)]
-    timeouts: super::timeouts::Args,
+    timeouts: super::timeouts::TimeoutArgs,
 }
 
 /// Kube-proxy's names.

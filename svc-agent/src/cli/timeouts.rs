@@ -4,7 +4,7 @@ use std::time::Duration;
 use svc_common::flow::Timeouts;
 
 #[derive(clap::Args, Clone, Copy, Debug)]
-pub struct Args {
+pub struct TimeoutArgs {
     /// An established TCP flow, as 24h, 90m or 1h30m [default: 24h, or for 0].
     #[arg(long, value_name = "TIME", value_parser = parse, default_value = "0", hide_default_value = true)]
     conntrack_tcp_timeout_established: u32,
@@ -26,7 +26,7 @@ pub struct Args {
     conntrack_sctp_timeout_established: u32,
 }
 
-impl Args {
+impl TimeoutArgs {
     pub fn timeouts(&self) -> Timeouts {
         let or = |seconds: u32, default: u32| if seconds == 0 { default } else { seconds };
         let default = Timeouts::DEFAULT;

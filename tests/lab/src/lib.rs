@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod claim;
 pub mod client;
 pub mod control_plane;
+pub mod flood;
 pub mod kube_proxy;
 pub mod load;
 pub mod manifests;
