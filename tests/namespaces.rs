@@ -9,6 +9,7 @@ use svc_lab::agent::inspect;
 use svc_lab::client::Options;
 use svc_lab::flood::Flood;
 use svc_lab::load::Load;
+use svc_lab::pieces;
 use svc_lab::topology::{BACKENDS, CLIENT, NODES, OUTSIDE};
 use svc_tests::cluster::{CLUSTER_IP, Cluster, NODE_PORT, REFUSED, all_backends, assert_right, service};
 
@@ -341,6 +342,34 @@ fn what_has_outlived_its_limit_is_swept_from_the_flow_table() {
     assert_eq!(sweep(), 0);
     thread::sleep(Duration::from_secs(7));
     assert_eq!([sweep(), sweep()], [2, 0]);
+}
+
+/// On the first node: how many packets had this end.
+fn counter(cluster: &Cluster, reason: &str) -> u64 {
+    let status = inspect(&cluster.lab, &NODES[0], &["status", "--output", "json"]).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let row = status["counters"].as_array().unwrap().iter().find(|row| row["reason"] == reason);
+    row.map_or(0, |row| row["packets"].as_u64().unwrap())
+}
+
+#[rstest]
+fn a_datagram_in_pieces_arrives_whole(
+    #[values("a1", "b1")] backend: &str,
+    #[values((OUTSIDE, "172.31.0.11:30007"), (OUTSIDE, "[fd00:31::11]:30007"), (CLIENT, "10.96.0.7:7"), (CLIENT, "[fd00:10:96::7]:7"))]
+    way: (&str, &str),
+) {
+    let mut cluster = Cluster::with_manifests();
+    let others = all_backends().into_iter().filter(|pod| *pod != backend);
+    cluster.change(|manifests| others.for_each(|pod| manifests.remove_pod(pod)));
+    let (host, target) = way;
+    cluster.expect_soon(Duration::from_secs(2), host, &format!("udp://{target}"), &[backend]);
+    let payload: Vec<u8> = (0..2500).map(|n| (n % 251) as u8).collect();
+    for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]] {
+        let answer = pieces::exchange(&cluster.lab, host, target.parse().unwrap(), &payload, &order);
+        let answer = answer.unwrap_or_else(|error| panic!("{order:?}: {error:#}"));
+        assert!(answer.starts_with(backend.as_bytes()) && answer.ends_with(&payload), "{order:?}");
+    }
+    assert_eq!(counter(&cluster, "fragment_kept"), 5, "one, two and two pieces overtook the first");
 }
 
 #[test]

@@ -73,6 +73,8 @@ reasons! {
     Unsupported = "unsupported",
     /// Passed on untouched: a fragment without ports, whose first one was not seen.
     FragmentUnknown = "fragment_unknown",
+    /// Kept: a fragment without ports, until the first one comes.
+    FragmentKept = "fragment_kept",
     /// Dropped: a kernel helper refused to change the packet.
     HelperFailed = "helper_failed",
 }

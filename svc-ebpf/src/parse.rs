@@ -28,6 +28,8 @@ pub struct Headers {
     pub quoted: u16,
     /// Of an ICMP error: where its own header starts.
     pub icmp: u16,
+    /// Of a fragment: its datagram's identification, as it stands in the packet.
+    pub id: u32,
     pub from: From,
 }
 
@@ -73,6 +75,13 @@ impl Headers {
     #[inline(always)]
     pub const fn is_icmp_error(&self) -> bool {
         self.quoted != 0
+    }
+
+    /// Of a fragment: its datagram's.
+    #[inline(always)]
+    pub const fn fragment_key(&self) -> FragmentKey {
+        let Headers { src, dst, id, protocol, .. } = *self;
+        FragmentKey { src, dst, id, protocol, pad: [0; 3] }
     }
 
     /// A UDP datagram, or the first packet of a connection.
@@ -219,7 +228,8 @@ fn parse_fragment<P: Packet, T: Tables, F: Family>(
     if !is_carried(headers.protocol) {
         return Err(Reason::NotService);
     }
-    let key = FragmentKey { src: headers.src, dst: headers.dst, id, protocol: headers.protocol, pad: [0; 3] };
+    headers.id = id;
+    let key = headers.fragment_key();
     if headers.fragment == FRAGMENT_FIRST {
         parse_transport::<P, F>(packet, headers)?;
         tables.set_fragment(&key, FragmentPorts { sport: headers.sport, dport: headers.dport });

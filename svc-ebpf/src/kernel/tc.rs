@@ -10,13 +10,13 @@ use svc_common::{Addr, Reason};
 use svc_ebpf::family::{ETHERNET, Family};
 use svc_ebpf::forward::Hop;
 use svc_ebpf::packet::{Packet, Peer, Pod, Resize};
-use svc_ebpf::parse::{From, Headers};
+use svc_ebpf::parse::{FRAGMENT_FIRST, From, Headers};
 use svc_ebpf::wire::{self, Next, Scratch};
 use svc_ebpf::{Tables, reject};
 
 use super::maps::{Hook, Maps, may_reject, scratch};
 use super::sk_lookup::has_socket;
-use super::{at, route};
+use super::{at, pieces, route};
 
 /// Not judged here: the next program, or the stack, goes on with it.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -192,6 +192,7 @@ fn refuse(context: &TcContext, scratch: &Scratch, reason: Reason) -> i32 {
         Reason::Truncated
         | Reason::Unsupported
         | Reason::FragmentUnknown
+        | Reason::FragmentKept
         | Reason::FlowHit
         | Reason::FlowOpened
         | Reason::Reply
@@ -233,6 +234,16 @@ fn come_in(context: &TcContext, from: From) -> i32 {
     scratch.headers.from = from;
     let mut found = ingress(context, scratch);
     if found == Err(Reason::Truncated) && pull(context) {
+        found = ingress(context, scratch);
+    }
+    if scratch.headers.fragment == FRAGMENT_FIRST && pieces::release(context, &scratch.headers) {
+        return DROP;
+    }
+    if found == Err(Reason::FragmentUnknown) {
+        if pieces::keep(context, &scratch.headers) {
+            Maps.count(Reason::FragmentKept, context.len());
+            return DROP;
+        }
         found = ingress(context, scratch);
     }
     settle(context, scratch, found)

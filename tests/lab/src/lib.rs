@@ -12,6 +12,7 @@ pub mod load;
 pub mod manifests;
 pub mod netns;
 pub mod offload;
+pub mod pieces;
 pub mod probe;
 pub mod process;
 pub mod server;
