@@ -1,6 +1,8 @@
 //! Services of a folder of manifests, between hosts that are network namespaces: real clients, real servers.
 use std::fs;
+use std::io::Read as _;
 use std::net::SocketAddrV4;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -370,6 +372,34 @@ fn a_datagram_in_pieces_arrives_whole(
         assert!(answer.starts_with(backend.as_bytes()) && answer.ends_with(&payload), "{order:?}");
     }
     assert_eq!(counter(&cluster, "fragment_kept"), 5, "one, two and two pieces overtook the first");
+}
+
+#[test]
+fn a_process_of_the_node_is_refused_a_node_port() {
+    let node_ports = ["0.0.0.0:30080", "[::]:30080", "127.0.0.1:30080", "[::1]:30080", "172.31.0.11:30080"];
+    let others = ["0.0.0.0:30081", "0.0.0.0:0", "127.0.0.1:8080", "[::1]:30007"];
+    let cluster = Cluster::with_manifests();
+    for address in node_ports {
+        assert_eq!(bind(&cluster, NODE_A, address), "AddrInUse", "{address}");
+    }
+    for address in others {
+        assert_eq!(bind(&cluster, NODE_A, address), "free", "{address}");
+    }
+    assert_eq!(bind(&cluster, CLIENT, node_ports[0]), "free", "a pod's ports are its own");
+
+    let unprotected = Cluster::with_arguments(&["--node-port-bind-protection", "false"]);
+    assert_eq!(bind(&unprotected, NODE_A, node_ports[0]), "free");
+}
+
+/// What becomes of a listener there.
+fn bind(cluster: &Cluster, host: &str, address: &str) -> String {
+    let mut command = Command::new(svc_lab::binaries::lab().unwrap());
+    command.args(["bind", address]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut process = cluster.lab.spawn(host, command).unwrap();
+    let mut text = String::new();
+    process.child().stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    process.wait().unwrap();
+    text.trim().to_owned()
 }
 
 #[test]

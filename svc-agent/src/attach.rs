@@ -21,6 +21,8 @@ use crate::sys;
 pub const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
+const BIND_HOOKS: [&str; 2] = ["bind4", "bind6"];
+
 /// # Errors
 /// The program, the place and what the kernel said.
 pub fn uplinks(ebpf: &mut Ebpf, links: &Path, uplinks: &[String], xdp: XdpMode) -> anyhow::Result<()> {
@@ -42,6 +44,16 @@ pub fn sockets(ebpf: &mut Ebpf, links: &Path, cgroup: &File) -> anyhow::Result<(
 /// Where a pin cannot be removed.
 pub fn no_sockets(links: &Path) -> anyhow::Result<()> {
     SOCKET_HOOKS.iter().try_for_each(|hook| remove_pin(&links.join(hook)))
+}
+
+/// Whether sockets of the node are refused ports that are NodePorts.
+///
+/// # Errors
+/// The program, the place and what the kernel said; where a pin cannot be removed.
+pub fn bind_protection(ebpf: &mut Ebpf, links: &Path, cgroup: &File, wanted: bool) -> anyhow::Result<()> {
+    BIND_HOOKS.iter().try_for_each(|hook| {
+        if wanted { socket_hook(ebpf, links, cgroup, hook) } else { remove_pin(&links.join(hook)) }
+    })
 }
 
 /// The programs of pods' interfaces, to be attached as those come.

@@ -45,6 +45,8 @@ reasons! {
     SocketDatagram = "socket_datagram",
     /// A socket's connection was refused: no ready backend.
     SocketRefused = "socket_refused",
+    /// A socket was refused a port that is a NodePort.
+    BindRefused = "bind_refused",
     /// Rejected: the Service has no ready backend.
     NoBackend = "no_backend",
     /// Rejected: no Service has this port of a ClusterIP.

@@ -1,5 +1,8 @@
-//! Pointing a socket at a backend, so that none of its packets needs a translation.
-use svc_common::map::{BackendSlot, CONFIG_HOST_SOCKETS_ONLY, SOCKET_REVERSE, SOCKET_STICKY, SocketKey, SocketPeer};
+//! Pointing a socket at a backend, so that none of its packets needs a translation; and which ports it may bind.
+use svc_common::map::{
+    ADDRESS_NODE, BackendSlot, CONFIG_HOST_SOCKETS_ONLY, FrontendKey, SOCKET_REVERSE, SOCKET_STICKY, SocketKey,
+    SocketPeer,
+};
 use svc_common::{Addr, Reason};
 
 use crate::service::{Client, Scope, choose, lookup};
@@ -49,6 +52,22 @@ pub fn send<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<Socket
 #[inline(always)]
 pub fn asked_for<T: Sockets>(tables: &T, request: &Request) -> Option<SocketPeer> {
     tables.peer(&key(request, SOCKET_REVERSE))
+}
+
+/// Whether a socket of the node may have the address and port of `request`: not where connections to them are a NodePort's,
+/// of which it would never get one.
+///
+/// A socket bound to `::` may be of both families, which it does not tell here: it is asked for both.
+#[inline(always)]
+pub fn may_bind<T: Tables>(tables: &T, request: &Request) -> bool {
+    let Request { addr, port, protocol, .. } = *request;
+    if port == 0 || request.netns != tables.config().host_netns {
+        return true;
+    }
+    let any = addr.any();
+    let answers = addr == any || addr.is_loopback() || tables.address(&addr) & ADDRESS_NODE != 0;
+    let is_node_port = |any: Addr| tables.frontend(&FrontendKey::new(any, port, protocol)).is_some();
+    !(answers && is_node_port(any) || addr == Addr::ANY_V6 && is_node_port(Addr::ANY_V4))
 }
 
 #[inline(always)]

@@ -65,6 +65,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = SocketLb::On)]
     socket_lb: SocketLb,
 
+    /// Refuse the node's own processes ports that are NodePorts: they would get no connection there.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    node_port_bind_protection: bool,
+
     /// The interfaces of pods, for what sockets do not show: `auto`, `none`, or patterns such as veth*,cali*.
     #[arg(long, value_name = "PATTERN", default_value = "auto")]
     pod_interfaces: PodInterfaces,
@@ -196,6 +200,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         uplinks: uplinks.clone(),
         xdp: args.xdp,
         socket_lb: args.socket_lb,
+        bind_protection: args.node_port_bind_protection,
         flow_table_size: args.flow_table_size,
         max_services: args.max_services,
         max_backends: args.max_backends,

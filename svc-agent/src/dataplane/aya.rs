@@ -136,6 +136,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
         SocketLb::On | SocketLb::Host => attach::sockets(&mut ebpf, &links, &cgroup)?,
         SocketLb::Off => attach::no_sockets(&links)?,
     }
+    attach::bind_protection(&mut ebpf, &links, &cgroup, settings.bind_protection)?;
     #[cfg(feature = "kernel-log")]
     crate::kernel_log::forward(&mut ebpf)?;
     let pods = PodPrograms::load(ebpf, links)?;

@@ -122,6 +122,8 @@ pub struct Settings {
     pub uplinks: Vec<String>,
     pub xdp: XdpMode,
     pub socket_lb: SocketLb,
+    /// Of NodePorts, from sockets of the node.
+    pub bind_protection: bool,
     /// In flows.
     pub flow_table_size: u32,
     /// In service ids: one a Service port and address family.

@@ -12,6 +12,7 @@ use super::maps::Maps;
 
 const PROCEED: i32 = 1;
 const REFUSE: i32 = 0;
+const EADDRINUSE: i32 = 98;
 const ECONNREFUSED: i32 = 111;
 
 #[inline(always)]
@@ -83,6 +84,18 @@ fn settle(context: &SockAddrContext, v4: bool, answer: Result<SocketPeer, Reason
 }
 
 #[inline(always)]
+fn bind(context: &SockAddrContext, v4: bool) -> i32 {
+    let Some(request) = request(context, v4) else { return PROCEED };
+    if socket::may_bind(&Maps, &request) {
+        return PROCEED;
+    }
+    Maps.count(Reason::BindRefused, 0);
+    // SAFETY: a plain value.
+    unsafe { bpf_set_retval(-EADDRINUSE) };
+    REFUSE
+}
+
+#[inline(always)]
 fn connect(context: &SockAddrContext, v4: bool) -> i32 {
     let Some(request) = request(context, v4) else { return PROCEED };
     settle(context, v4, socket::connect(&Maps, &request))
@@ -122,6 +135,16 @@ pub fn svc_sendmsg4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg6)]
 pub fn svc_sendmsg6(context: SockAddrContext) -> i32 {
     send(&context, false)
+}
+
+#[cgroup_sock_addr(bind4)]
+pub fn svc_bind4(context: SockAddrContext) -> i32 {
+    bind(&context, true)
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn svc_bind6(context: SockAddrContext) -> i32 {
+    bind(&context, false)
 }
 
 #[cgroup_sock_addr(recvmsg4)]

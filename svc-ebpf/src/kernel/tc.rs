@@ -198,7 +198,8 @@ fn refuse(context: &TcContext, scratch: &Scratch, reason: Reason) -> i32 {
         | Reason::Reply
         | Reason::SocketConnected
         | Reason::SocketDatagram
-        | Reason::SocketRefused => NEXT,
+        | Reason::SocketRefused
+        | Reason::BindRefused => NEXT,
     };
     Maps.count(reason, packet.size());
     verdict

@@ -2,6 +2,7 @@
 mod demo;
 mod enter;
 
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -24,6 +25,10 @@ enum Command {
     /// Answer what stands on the standard input, a JSON array of questions, by one of verdicts.
     Probe,
     Enter(enter::Options),
+    /// Listen for TCP connections there, and print what becomes of it: free, or why not.
+    Bind {
+        address: SocketAddr,
+    },
     /// Remove what killed labs have left.
     Clean,
     /// Build kube-apiserver and etcd where they are missing, and print their directory.
@@ -47,6 +52,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Client(options) => client::run(&options)?,
         Command::Probe => probe::run()?,
         Command::Enter(options) => enter::run(&options)?,
+        Command::Bind { address } => match TcpListener::bind(address) {
+            Ok(_) => println!("free"),
+            Err(error) => println!("{:?}", error.kind()),
+        },
         Command::Clean => claim::sweep()?,
         Command::ControlPlane => println!("{}", control_plane::binaries_directory()?.display()),
     }
