@@ -13,7 +13,7 @@ use svc_lab::control_plane::ControlPlane;
 use svc_lab::load::{Load, Tally};
 use svc_lab::manifests::Manifests;
 use svc_lab::source::Source;
-use svc_lab::topology::{BACKENDS, Lab, NODES, Node};
+use svc_lab::topology::{BACKENDS, Lab, NODES, Network, Node};
 
 /// Of examples/hostnames.
 pub const CLUSTER_IP: &str = "http://10.96.0.80/";
@@ -40,6 +40,13 @@ impl Cluster {
     /// Driven by a folder of manifests, with these arguments for the agents.
     pub fn with_arguments(arguments: &'static [&'static str]) -> Self {
         let lab = Lab::new().unwrap();
+        let source = Source::directory(&lab);
+        Self::start(lab, source, arguments)
+    }
+
+    /// Driven by a folder of manifests, with pods behind bridges and VXLAN between the nodes.
+    pub fn with_overlay(arguments: &'static [&'static str]) -> Self {
+        let lab = Lab::with_network(Network::Overlay).unwrap();
         let source = Source::directory(&lab);
         Self::start(lab, source, arguments)
     }

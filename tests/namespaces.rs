@@ -138,6 +138,32 @@ fn every_backend_answers_behind_xdp(
     cluster().expect_balanced(OUTSIDE, &Options::to(target), &all_backends());
 }
 
+/// The last one serves more interfaces than it should: a packet passes two of them on its way out.
+#[rstest]
+#[case::sockets(&[])]
+#[case::packets(&["--socket-lb", "host"])]
+#[case::stacked(&["--socket-lb", "host", "--uplink", "eth0", "--uplink", "vxlan0", "--uplink", "cni0"])]
+fn every_backend_answers_behind_bridges_and_tunnels(#[case] arguments: &'static [&'static str]) {
+    let cluster = Cluster::with_overlay(arguments);
+    for (host, target) in [
+        (CLIENT, CLUSTER_IP),
+        (CLIENT, "http://[fd00:10:96::80]/"),
+        ("a1", CLUSTER_IP),
+        (CLIENT, "http://172.31.0.12:30080/"),
+        (CLIENT, "udp://10.96.0.7:7"),
+        (NODE_A, CLUSTER_IP),
+        (NODE_A, "http://127.0.0.1:30080/"),
+        (OUTSIDE, "http://172.31.0.11:30080/"),
+        (OUTSIDE, "http://[fd00:31::11]:30080/"),
+        (OUTSIDE, "http://172.31.0.11:30080/bytes?n=300000"),
+        (OUTSIDE, "http://[fd00:10:96::80]/"),
+        (OUTSIDE, "udp://172.31.0.12:30007"),
+    ] {
+        println!("{host} -> {target}");
+        cluster.expect_balanced(host, &Options::to(target), &all_backends());
+    }
+}
+
 #[rstest]
 #[case::ipv4("udp://10.96.0.7:7")]
 #[case::ipv6("udp://[fd00:10:96::7]:7")]

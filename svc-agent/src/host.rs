@@ -76,7 +76,8 @@ pub fn prepare_bpffs(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The interfaces to serve: `wanted`, or those that lead out of the node, by a default route or a network card.
+/// The interfaces to serve: `wanted`, or those that lead out of the node, by a default route or a network card, and after them
+/// the tunnels that lead to other nodes' pods.
 ///
 /// # Errors
 /// Where one does not exist, or none is found.
@@ -94,12 +95,24 @@ pub fn uplinks(wanted: &[String]) -> anyhow::Result<Vec<String>> {
     found.dedup();
     found.retain(|name| exists(name));
     ensure!(!found.is_empty(), "no interface with an address leads out of this node: name one with --uplink");
-    Ok(found)
+    let tunnels = interface_names()?.into_iter().filter(|name| is_ethernet_tunnel(name) && !found.contains(name));
+    Ok(found.iter().cloned().chain(tunnels).collect())
 }
 
-/// Whether the interface has a bus: a card, real or lent by a hypervisor, and no veth, bridge or tunnel. Asked by ioctl and
-/// not of sysfs, which may be another network namespace's.
+/// Whether the interface has a bus: a card, real or lent by a hypervisor, and no veth, bridge or tunnel.
 pub fn is_hardware(name: &str) -> bool {
+    // A bridge says "N/A", and a tunnel of a user's process its kind.
+    driver(name).is_some_and(|(_, bus)| !["", "N/A", "tun", "tap"].contains(&bus.as_str()))
+}
+
+/// Whether the interface is a tunnel whose packets have link headers.
+fn is_ethernet_tunnel(name: &str) -> bool {
+    driver(name).is_some_and(|(driver, _)| driver == "vxlan" || driver == "geneve")
+}
+
+/// The names of the interface's driver and of its place on a bus. Asked by ioctl and not of sysfs, which may be another
+/// network namespace's.
+fn driver(name: &str) -> Option<(String, String)> {
     const SIOCETHTOOL: libc::c_ulong = 0x8946;
     const ETHTOOL_GDRVINFO: u32 = 3;
     /// struct ethtool_drvinfo of linux/ethtool.h.
@@ -116,16 +129,18 @@ pub fn is_hardware(name: &str) -> bool {
         data: *mut DriverInfo,
         rest: [u8; 16],
     }
-    let Ok(socket) = std::net::UdpSocket::bind(("0.0.0.0", 0)) else { return false };
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).ok()?;
     let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, texts: [[0; 32]; 3], bus: [0; 32], rest: [0; 64] };
     let mut request = Request { name: [0; 16], data: &raw mut info, rest: [0; 16] };
     if name.len() >= request.name.len() {
-        return false;
+        return None;
     }
     request.name[..name.len()].copy_from_slice(name.as_bytes());
     // SAFETY: the request is laid out as the kernel wants it, with room for all of its answer.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
-    result == 0 && info.bus[0] != 0
+    let text =
+        |bytes: &[u8]| String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
+    (result == 0).then(|| (text(&info.texts[0]), text(&info.bus)))
 }
 
 fn interface_names() -> anyhow::Result<Vec<String>> {

@@ -22,8 +22,9 @@ use super::{at, pieces, route};
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT as i32;
 
-/// In a packet's tc_index, which nothing but classful queues' own filters uses: it was translated and sent on, and the egress
-/// that it passes now has nothing to do. Taken off there.
+/// In a packet's tc_index, which nothing but classful queues' own filters uses: it was translated and sent on, and the egresses
+/// that it passes now, more than one where interfaces are stacked, have nothing to do. Taken off where the packet comes in
+/// somewhere, since a veth does not.
 const SENT_ON: u32 = 0x5ec0;
 
 /// What has to be in the linear part of the buffer: an ICMPv6 error's headers, those that it quotes, and options.
@@ -231,6 +232,13 @@ pub fn svc_pod_ingress(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn come_in(context: &TcContext, from: From) -> i32 {
+    let skb = context.skb.skb;
+    // SAFETY: the program's own context.
+    unsafe {
+        if (*skb).tc_index == SENT_ON {
+            (*skb).tc_index = 0;
+        }
+    }
     let Some(scratch) = scratch(Hook::Ingress) else { return NEXT };
     scratch.headers.from = from;
     let mut found = ingress(context, scratch);
@@ -262,13 +270,9 @@ pub fn svc_pod_egress(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn go_out(context: &TcContext, to_network: bool) -> i32 {
-    let skb = context.skb.skb;
     // SAFETY: the program's own context.
-    unsafe {
-        if (*skb).tc_index == SENT_ON {
-            (*skb).tc_index = 0;
-            return NEXT;
-        }
+    if unsafe { (*context.skb.skb).tc_index } == SENT_ON {
+        return NEXT;
     }
     let Some(scratch) = scratch(Hook::Egress) else { return NEXT };
     let mut found = egress(context, scratch, to_network);

@@ -35,7 +35,8 @@ impl Agent {
         let (path, log) = lab.log(&format!("agent-{}", node.name))?;
         let mut command = Command::new(binaries::agent()?);
         command
-            .args(["run", "--node-name", node.name, "--uplink", "eth0", "--cluster-cidr", CLUSTER_CIDRS])
+            .args(["run", "--node-name", node.name, "--cluster-cidr", CLUSTER_CIDRS])
+            .args(lab.uplinks().iter().flat_map(|uplink| ["--uplink", uplink]))
             .arg("--cgroup")
             .arg(lab.cgroup(node.name)?)
             .arg("--bpffs")

@@ -127,10 +127,47 @@ pub fn addresses(host: &str) -> Result<Vec<IpAddr>> {
     Ok(vec![pod.v4().into(), pod.v6().into()])
 }
 
+/// Of a node's pods.
+const BRIDGE: &str = "cni0";
+const OVERLAY: &str = "vxlan0";
+/// 1500 without the outer headers.
+const OVERLAY_MTU: u16 = 1450;
+
+/// The pods' bridge, and the way to the other node's pods through a tunnel.
+fn overlay(node: &Node, other: &Node) -> String {
+    let (gateway_v4, gateway_v6) = (node.pods_v4(GATEWAY_HOST), node.pods_v6(GATEWAY_HOST));
+    let end = |node: &Node| (node.pods_v4(0), node.pods_v6(TUNNEL_HOST));
+    let ((v4, v6), (other_v4, other_v6)) = (end(node), end(other));
+    let (local, remote) = (node.v4(), other.v4());
+    format!(
+        "link add {BRIDGE} mtu {OVERLAY_MTU} type bridge mcast_snooping 0\n\
+         addr add {gateway_v4}/24 dev {BRIDGE}\n\
+         addr add {gateway_v6}/64 dev {BRIDGE} nodad\n\
+         link set {BRIDGE} up\n\
+         link add {OVERLAY} mtu {OVERLAY_MTU} type vxlan id 1 local {local} remote {remote} dstport 8472 dev {UPLINK}\n\
+         addr add {v4}/32 dev {OVERLAY}\n\
+         addr add {v6}/128 dev {OVERLAY} nodad\n\
+         link set {OVERLAY} up\n\
+         route add {other_v4}/24 via {other_v4} dev {OVERLAY} onlink\n\
+         route add {}/64 via {other_v6} dev {OVERLAY} onlink\n",
+        other.pods_v6(0)
+    )
+}
+
 const GATEWAY_HOST: u8 = 0x01;
+const TUNNEL_HOST: u8 = 0x02;
 const BRIDGE_HOST: u8 = 0x01;
 const CONTROL_PLANE_HOST: u8 = 0x02;
 const OUTSIDE_HOST: u8 = 0x99;
+
+/// How pods are connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Network {
+    /// Point-to-point links to the node and plain routes between nodes, as the ptp CNI plugin and kindnet make them.
+    Routed,
+    /// A bridge on each node and VXLAN between nodes, as flannel makes them.
+    Overlay,
+}
 
 /// Removed, with every process in it, when dropped.
 pub struct Lab {
@@ -139,14 +176,25 @@ pub struct Lab {
     namespaces: BTreeMap<&'static str, Netns>,
     /// Of XDP programs on the LAN.
     links: Vec<OwnedFd>,
+    network: Network,
     claim: Claim,
 }
 
 impl Lab {
     /// The network, with a server running in each backend pod.
     pub fn new() -> Result<Self> {
-        let mut lab =
-            Lab { servers: BTreeMap::new(), namespaces: BTreeMap::new(), links: Vec::new(), claim: Claim::new()? };
+        Self::with_network(Network::Routed)
+    }
+
+    /// As [`Lab::new`].
+    pub fn with_network(network: Network) -> Result<Self> {
+        let mut lab = Lab {
+            servers: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            links: Vec::new(),
+            network,
+            claim: Claim::new()?,
+        };
         lab.make_lan()?;
         lab.make_outside()?;
         for node in &NODES {
@@ -158,6 +206,14 @@ impl Lab {
         }
         lab.start_servers()?;
         Ok(lab)
+    }
+
+    /// What an agent has to be told of the nodes' interfaces to the network: those of an overlay it finds by itself.
+    pub(crate) fn uplinks(&self) -> &'static [&'static str] {
+        match self.network {
+            Network::Routed => &[UPLINK],
+            Network::Overlay => &[],
+        }
     }
 
     pub fn namespace(&self, host: &str) -> Result<&Netns> {
@@ -282,19 +338,36 @@ impl Lab {
         let mut routes =
             format!("route add default via {}\nroute add default via {}\n", lan_v4(BRIDGE_HOST), lan_v6(BRIDGE_HOST));
         for other in NODES.iter().filter(|other| other.name != node.name) {
-            writeln!(routes, "route add {}/24 via {}", other.pods_v4(0), other.v4())?;
-            writeln!(routes, "route add {}/64 via {}", other.pods_v6(0), other.v6())?;
+            match self.network {
+                Network::Routed => {
+                    writeln!(routes, "route add {}/24 via {}", other.pods_v4(0), other.v4())?;
+                    writeln!(routes, "route add {}/64 via {}", other.pods_v6(0), other.v6())?;
+                }
+                Network::Overlay => routes.push_str(&overlay(node, other)),
+            }
         }
         self.namespace(node.name)?.ip(&routes)
     }
 
-    /// A point-to-point link to its node, as the ptp CNI plugin and kindnet make it.
     fn make_pod(&mut self, pod: &'static Pod) -> Result<()> {
         let node = pod.node();
         let name = self.add_host(pod.name)?.name().to_owned();
         let (gateway_v4, gateway_v6) = (node.pods_v4(GATEWAY_HOST), node.pods_v6(GATEWAY_HOST));
         let (v4, v6) = (pod.v4(), pod.v6());
         let link = format!("pod-{}", pod.name);
+        if self.network == Network::Overlay {
+            self.namespace(node.name)?.ip(&format!(
+                "link add {link} mtu {OVERLAY_MTU} type veth peer name eth0 mtu {OVERLAY_MTU} netns {name}\n\
+                 link set {link} master {BRIDGE} up\n"
+            ))?;
+            return self.namespace(pod.name)?.ip(&format!(
+                "addr add {v4}/24 dev eth0\n\
+                 addr add {v6}/64 dev eth0 nodad\n\
+                 link set eth0 up\n\
+                 route add default via {gateway_v4}\n\
+                 route add default via {gateway_v6}\n"
+            ));
+        }
         self.namespace(node.name)?.ip(&format!(
             "link add {link} type veth peer name eth0 netns {name}\n\
              addr add {gateway_v4}/32 dev {link}\n\
