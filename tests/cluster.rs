@@ -202,13 +202,18 @@ pub fn all_backends() -> Vec<&'static str> {
     BACKENDS.iter().map(|pod| pod.name).collect()
 }
 
-/// The whole answer of an HTTP server to a GET; none where nobody answers.
+/// [`http_get_path`] of `/`.
 pub fn http_get(lab: &Lab, host: &str, address: &str) -> Option<String> {
+    http_get_path(lab, host, address, "/")
+}
+
+/// The whole answer of an HTTP server to a GET; none where nobody answers.
+pub fn http_get_path(lab: &Lab, host: &str, address: &str, path: &str) -> Option<String> {
     let address: SocketAddr = address.parse().unwrap();
     let get = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)

@@ -1,7 +1,7 @@
 //! Makes the kernel equal to what is wanted, and knows what it has when that failed half-way.
 use std::time::Duration;
 
-use crate::dataplane::{ApplyError, Dataplane, State};
+use crate::dataplane::{ApplyError, Dataplane, Part, State};
 use crate::diff::{Touched, diff};
 
 /// The dataplane and what is known to be in it.
@@ -54,6 +54,53 @@ impl<D: Dataplane> Applier<D> {
         self.pending = Touched::default();
         self.realised = Some(realised);
         Ok(ops.len())
+    }
+
+    /// Reads a part of the kernel's maps back, and makes up for what somebody else has done to it. Returns in how many
+    /// entries it was not as it had been left.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or the kernel refuses a repair; [`Applier::apply`] makes up for that.
+    pub fn repair(&mut self, part: &Part, wanted: &State) -> Result<usize, ApplyError> {
+        let Some(realised) = &mut self.realised else { return Ok(0) };
+        let actual = self.dataplane.read_part(part)?;
+        let touched = Touched::differences(part, &actual, realised);
+        if touched.is_empty() {
+            return Ok(0);
+        }
+        match part {
+            Part::Frontends => realised.frontends = actual.frontends,
+            Part::Sets(_) => {
+                for id in &touched.sets {
+                    match actual.sets.get(id) {
+                        Some(set) => realised.sets.insert(*id, set.clone()),
+                        None => realised.sets.remove(id),
+                    };
+                }
+            }
+            Part::Backends(_) => {
+                for id in &touched.backends {
+                    match actual.backends.get(id) {
+                        Some(backend) => realised.backends.insert(*id, *backend),
+                        None => realised.backends.remove(id),
+                    };
+                }
+            }
+            Part::Addresses => realised.addresses = actual.addresses,
+            Part::Services => realised.services = actual.services,
+            Part::SourceRanges => realised.source_ranges = actual.source_ranges,
+            Part::Cidrs => realised.cidrs = actual.cidrs,
+            Part::Config => realised.config = actual.config,
+            Part::Uplinks => realised.uplinks = actual.uplinks,
+        }
+        let count = touched.len();
+        self.apply(wanted, touched)?;
+        Ok(count)
+    }
+
+    /// Of what is known to be in the kernel; nothing while that is not known.
+    pub fn parts(&self) -> Vec<Part> {
+        self.realised.as_ref().map(Part::all_of).unwrap_or_default()
     }
 
     /// The next call compares everything, so that what is wanted is in force whatever the last calls were told.

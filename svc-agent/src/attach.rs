@@ -15,73 +15,120 @@ use aya::programs::{
 
 use crate::dataplane::XdpMode;
 use crate::host;
+use crate::inspect::map::Link;
 use crate::sys;
 
 /// Names of the socket hooks, and of their pins.
 pub const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
-const BIND_HOOKS: [&str; 2] = ["bind4", "bind6"];
+/// Those that protect NodePorts from the node's own processes.
+pub const BIND_HOOKS: [&str; 2] = ["bind4", "bind6"];
 
-/// # Errors
-/// The program, the place and what the kernel said.
-pub fn uplinks(ebpf: &mut Ebpf, links: &Path, uplinks: &[String], xdp: XdpMode) -> anyhow::Result<()> {
-    for uplink in uplinks {
-        tcx(ebpf, links, uplink, "ingress", TcAttachType::Ingress)?;
-        tcx(ebpf, links, uplink, "egress", TcAttachType::Egress)?;
-        attach_xdp(ebpf, links, uplink, xdp)?;
-    }
-    Ok(())
+/// The cgroup whose processes are served, and the hooks that are wanted there.
+pub struct SocketHooks {
+    pub cgroup: File,
+    pub wanted: Vec<&'static str>,
 }
 
-/// # Errors
-/// The program, the place and what the kernel said.
-pub fn sockets(ebpf: &mut Ebpf, links: &Path, cgroup: &File) -> anyhow::Result<()> {
-    SOCKET_HOOKS.iter().try_for_each(|hook| socket_hook(ebpf, links, cgroup, hook))
-}
+/// The two directions of an uplink, each a program and the beginning of its links' pins.
+const UPLINK_DIRECTIONS: [(&str, TcAttachType); 2] =
+    [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)];
 
-/// # Errors
-/// Where a pin cannot be removed.
-pub fn no_sockets(links: &Path) -> anyhow::Result<()> {
-    SOCKET_HOOKS.iter().try_for_each(|hook| remove_pin(&links.join(hook)))
-}
-
-/// Whether sockets of the node are refused ports that are NodePorts.
-///
-/// # Errors
-/// The program, the place and what the kernel said; where a pin cannot be removed.
-pub fn bind_protection(ebpf: &mut Ebpf, links: &Path, cgroup: &File, wanted: bool) -> anyhow::Result<()> {
-    BIND_HOOKS.iter().try_for_each(|hook| {
-        if wanted { socket_hook(ebpf, links, cgroup, hook) } else { remove_pin(&links.join(hook)) }
-    })
-}
-
-/// The programs of pods' interfaces, to be attached as those come.
-pub struct PodPrograms {
+/// The programs in the kernel, and where they belong.
+pub struct Programs {
     ebpf: Ebpf,
     links: PathBuf,
+    uplinks: Vec<String>,
+    xdp: XdpMode,
+    sockets: SocketHooks,
+    /// Uplinks whose driver has an XDP program.
+    with_xdp: BTreeSet<String>,
 }
 
 /// The two directions of a pod's interface, each a program and the beginning of its links' pins.
 const POD_DIRECTIONS: [(&str, TcAttachType); 2] =
     [("pod_ingress", TcAttachType::Ingress), ("pod_egress", TcAttachType::Egress)];
 
-impl PodPrograms {
+impl Programs {
+    /// Attaches to the uplinks and to the cgroup. Those of pods' interfaces are loaded, to be attached as those come.
+    ///
     /// # Errors
-    /// Where the kernel does not take a program.
-    pub fn load(mut ebpf: Ebpf, links: PathBuf) -> anyhow::Result<Self> {
+    /// The program, the place and what the kernel said.
+    pub fn attach(
+        mut ebpf: Ebpf,
+        links: PathBuf,
+        uplinks: Vec<String>,
+        xdp: XdpMode,
+        sockets: SocketHooks,
+    ) -> anyhow::Result<Self> {
+        let mut with_xdp = BTreeSet::new();
+        // Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.
+        for uplink in &uplinks {
+            for (direction, kind) in UPLINK_DIRECTIONS {
+                tcx(&mut ebpf, &links, uplink, direction, kind)?;
+            }
+            if attach_xdp(&mut ebpf, &links, uplink, xdp)? {
+                with_xdp.insert(uplink.clone());
+            }
+        }
+        for hook in SOCKET_HOOKS.into_iter().chain(BIND_HOOKS) {
+            if sockets.wanted.contains(&hook) {
+                socket_hook(&mut ebpf, &links, &sockets.cgroup, hook)?;
+            } else {
+                remove_pin(&links.join(hook))?;
+            }
+        }
         for (direction, _) in POD_DIRECTIONS {
             classifier(&mut ebpf, direction)?;
         }
-        Ok(PodPrograms { ebpf, links })
+        Ok(Programs { ebpf, links, uplinks, xdp, sockets, with_xdp })
     }
 
     /// # Errors
     /// The program, the place and what the kernel said.
-    pub fn attach(&mut self, interface: &str) -> anyhow::Result<()> {
+    pub fn attach_pod(&mut self, interface: &str) -> anyhow::Result<()> {
         POD_DIRECTIONS
             .iter()
             .try_for_each(|(direction, kind)| tcx(&mut self.ebpf, &self.links, interface, direction, *kind))
+    }
+
+    /// Attaches again what somebody else has detached, or what went with an interface that is back. Returns the pins of
+    /// what was attached, or why it could not be.
+    pub fn repair(&mut self) -> Vec<(String, anyhow::Result<()>)> {
+        let mut results = Vec::new();
+        let Programs { ebpf, links, uplinks, xdp, sockets, with_xdp } = self;
+        for uplink in uplinks.iter().filter(|uplink| host::exists(uplink)) {
+            for (direction, kind) in UPLINK_DIRECTIONS {
+                let name = pin_name(direction, uplink);
+                if !is_attached(ebpf, links, &name, direction) {
+                    results.push((name, tcx(ebpf, links, uplink, direction, kind)));
+                }
+            }
+            let name = pin_name("xdp", uplink);
+            if with_xdp.contains(uplink) && !is_attached(ebpf, links, &name, "xdp") {
+                results.push((name, attach_xdp(ebpf, links, uplink, *xdp).map(drop)));
+            }
+        }
+        for hook in &sockets.wanted {
+            if !is_attached(ebpf, links, hook, hook) {
+                results.push(((*hook).to_owned(), socket_hook(ebpf, links, &sockets.cgroup, hook)));
+            }
+        }
+        results
+    }
+
+    /// [`Programs::repair`] for a pod's interface.
+    pub fn repair_pod(&mut self, interface: &str) -> Vec<(String, anyhow::Result<()>)> {
+        let Programs { ebpf, links, .. } = self;
+        let directions =
+            POD_DIRECTIONS.into_iter().map(|(direction, kind)| (pin_name(direction, interface), direction, kind));
+        directions
+            .filter_map(|(name, direction, kind)| {
+                let is_attached = is_attached(ebpf, links, &name, direction);
+                (!is_attached).then(|| (name, tcx(ebpf, links, interface, direction, kind)))
+            })
+            .collect()
     }
 
     /// Removes the links of interfaces that are not among these.
@@ -104,6 +151,13 @@ impl PodPrograms {
         }
         Ok(())
     }
+}
+
+/// Whether the link of this pin runs the program.
+fn is_attached(ebpf: &Ebpf, links: &Path, pin: &str, program: &str) -> bool {
+    let wanted = ebpf.program(&format!("svc_{program}")).and_then(|program| program.info().ok());
+    let (Some(wanted), Ok(link)) = (wanted, Link::open(&links.join(pin))) else { return false };
+    link.attached && link.program == wanted.id()
 }
 
 /// A name on bpffs has no dot; an interface's name, which may, has no colon.
@@ -145,7 +199,9 @@ fn socket_hook(ebpf: &mut Ebpf, links: &Path, cgroup: &File, hook: &str) -> anyh
     let name = format!("svc_{hook}");
     let program: &mut CgroupSockAddr =
         ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?;
-    program.load().with_context(|| format!("loading {name}"))?;
+    if program.fd().is_err() {
+        program.load().with_context(|| format!("loading {name}"))?;
+    }
     let path = links.join(hook);
     if take_over(&path, program.fd()?.as_fd())? {
         return Ok(());
@@ -180,7 +236,8 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, direction: &str) -> anyhow::Result<&'a mut
     Ok(program)
 }
 
-fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> anyhow::Result<()> {
+/// Returns whether there is an XDP program then.
+fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> anyhow::Result<bool> {
     let path = links.join(pin_name("xdp", uplink));
     let wanted = match mode {
         XdpMode::Off => None,
@@ -189,20 +246,20 @@ fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> any
         // A virtual interface pays more for native XDP than it gains (design figures in docs/architecture.md).
         XdpMode::Auto => host::is_hardware(uplink).then_some(AyaXdpMode::Driver),
     };
-    let Some(wanted) = wanted else { return remove_pin(&path) };
+    let Some(wanted) = wanted else { return remove_pin(&path).map(|()| false) };
     let name = "svc_xdp";
     let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
     if program.fd().is_err() {
         program.load().with_context(|| format!("loading {name}"))?;
     }
     if take_over(&path, program.fd()?.as_fd())? {
-        return Ok(());
+        return Ok(true);
     }
     match program.attach(uplink, wanted) {
-        Ok(id) => pin(program.take_link(id)?.try_into()?, &path),
+        Ok(id) => pin(program.take_link(id)?.try_into()?, &path).map(|()| true),
         Err(error) if mode == XdpMode::Auto => {
             tracing::info!(uplink, %error, "no native XDP here: tcx does the work alone");
-            Ok(())
+            Ok(false)
         }
         Err(error) => Err(error).with_context(|| format!("attaching {name} to {uplink}")),
     }

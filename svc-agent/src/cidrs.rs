@@ -1,5 +1,5 @@
 //! What addresses are by the ranges that they are in: pods', and those that ClusterIPs are taken from.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
@@ -40,14 +40,18 @@ impl PodDetector {
     }
 }
 
-/// The kernel's map of as many of these ranges as it has room for, each with the bits of those that it is inside of.
-pub fn map(pods: &[IpNet], services: &[IpNet]) -> BTreeMap<CidrKey, CidrFlags> {
-    let ranges: Vec<(IpNet, CidrFlags)> = pods
+/// The kernel's map of as many of these ranges as it has room for, each with the bits of those that it is inside of, and
+/// the ranges that are left out.
+pub fn map(pods: &[IpNet], services: &[IpNet]) -> (BTreeMap<CidrKey, CidrFlags>, Vec<IpNet>) {
+    let mut ranges: Vec<(IpNet, CidrFlags)> = pods
         .iter()
-        .map(|range| (*range, CIDR_PODS))
-        .chain(services.iter().map(|range| (*range, CIDR_SERVICES)))
-        .take(MAX_CIDRS - 1)
+        .map(|range| (range.trunc(), CIDR_PODS))
+        .chain(services.iter().map(|range| (range.trunc(), CIDR_SERVICES)))
         .collect();
+    let mut seen = BTreeSet::new();
+    ranges.retain(|range| seen.insert(*range));
+    // One more is for IPv4 as a whole, below.
+    let left_out = ranges.split_off(ranges.len().min(MAX_CIDRS - 1)).into_iter().map(|(range, _)| range).collect();
     let flags_of = |inner: IpNet| -> CidrFlags {
         ranges.iter().filter(|(range, _)| range.contains(&inner)).fold(0, |all, (_, flags)| all | flags)
     };
@@ -62,7 +66,7 @@ pub fn map(pods: &[IpNet], services: &[IpNet]) -> BTreeMap<CidrKey, CidrFlags> {
     if ranges.iter().any(|(range, _)| around_v4(range)) {
         map.entry(CidrKey { prefix_len: 96, addr: Addr::ANY_V4 }).or_insert(0);
     }
-    map
+    (map, left_out)
 }
 
 #[cfg(test)]
@@ -97,7 +101,7 @@ mod tests {
     #[case::service_v6("fd00:10:96::1", CIDR_SERVICES)]
     #[case::pods_among_services("fd00:10:96:0:ffff::1", CIDR_PODS | CIDR_SERVICES)]
     fn an_address_is_what_all_its_ranges_say(#[case] addr: &str, #[case] flags: CidrFlags) {
-        let map = map(
+        let (map, _) = map(
             &nets(&["10.244.0.0/16", "fd00:10:244::/48", "fd00:10:96:0:ffff::/80"]),
             &nets(&["10.96.0.0/16", "10.244.250.0/24", "fd00:10:96::/48"]),
         );
@@ -106,10 +110,21 @@ mod tests {
 
     #[test]
     fn a_range_of_ipv6_says_nothing_of_ipv4() {
-        let map = map(&nets(&["::/0"]), &nets(&["10.96.0.0/16"]));
+        let (map, _) = map(&nets(&["::/0"]), &nets(&["10.96.0.0/16"]));
         assert_eq!(look_up(&map, "192.0.2.1"), 0);
         assert_eq!(look_up(&map, "10.96.0.1"), CIDR_SERVICES);
         assert_eq!(look_up(&map, "2001:db8::1"), CIDR_PODS);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_left_out_and_told() {
+        let many: Vec<IpNet> =
+            (0..2000u32).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256).parse().unwrap()).collect();
+        let (map, left_out) = map(&many[..1000], &[&many[1000..], &many[1000..]].concat());
+        assert_eq!((map.len(), left_out.len()), (MAX_CIDRS - 1, 2000 - (MAX_CIDRS - 1)));
+        assert_eq!(left_out[0], many[MAX_CIDRS - 1]);
+        let pods = look_up(&map, "10.3.231.1");
+        assert_eq!(pods, CIDR_PODS);
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use svc_common::Addr;
 use svc_common::map::{
     ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, AddressFlags, BACKEND_LOCAL, Backend,
-    BackendSlot, CidrFlags, CidrKey, FRONTEND_CLUSTER_IP, FRONTEND_KIND, FRONTEND_NODE_PORT, Frontend, FrontendKey,
-    SourceRangeKey, Uplink, cluster_set, local_set,
+    BackendSlot, CidrFlags, CidrKey, Config, FRONTEND_CLUSTER_IP, FRONTEND_KIND, FRONTEND_NODE_PORT, Frontend,
+    FrontendKey, SourceRangeKey, Uplink, cluster_set, local_set,
 };
 
 use crate::dataplane::State;
@@ -16,12 +16,27 @@ use crate::notes::Reason;
 use crate::object::ObjectName;
 use crate::plan::{Plan, PortName, PortPlan, Target, Warning};
 
-/// How many ids the kernel's maps have room for.
+/// How many entries the kernel's maps have room for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
+    /// Ids.
     pub services: u32,
+    /// Ids.
     pub backends: u32,
     pub source_ranges: u32,
+    pub frontends: u32,
+    /// Of Services; the node's own have room beside them.
+    pub addresses: u32,
+}
+
+/// What a Service may not get enough of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Resource {
+    Services,
+    Backends,
+    SourceRanges,
+    Frontends,
+    Addresses,
 }
 
 /// What a backend id stands for: service id, address, port in network byte order, protocol number. An endpoint that leaves
@@ -44,9 +59,18 @@ pub struct Desired {
     node_addresses: BTreeSet<Addr>,
     /// All that this node has.
     local_addresses: BTreeSet<Addr>,
-    /// Services that did not get all the ids they need.
-    starved: BTreeSet<ObjectName>,
+    /// Services that did not get all they need.
+    starved: BTreeMap<Resource, BTreeSet<ObjectName>>,
+    /// No longer wanted, and yet in the kernel until the next write is through.
+    leaving: Leaving,
     live_backends: usize,
+}
+
+#[derive(Debug, Default)]
+struct Leaving {
+    frontends: BTreeSet<FrontendKey>,
+    addresses: BTreeSet<Addr>,
+    source_ranges: BTreeSet<SourceRangeKey>,
 }
 
 /// One Service's share, to take it back again.
@@ -80,7 +104,12 @@ impl Desired {
             service_addresses: BTreeMap::new(),
             node_addresses: BTreeSet::new(),
             local_addresses: BTreeSet::new(),
-            starved: BTreeSet::new(),
+            starved: BTreeMap::new(),
+            leaving: Leaving {
+                frontends: realised.frontends.keys().copied().collect(),
+                addresses: realised.addresses.keys().copied().collect(),
+                source_ranges: realised.source_ranges.clone(),
+            },
             live_backends: 0,
         }
     }
@@ -98,24 +127,40 @@ impl Desired {
         std::mem::take(&mut self.touched)
     }
 
-    /// All of this is in the kernel: ids that were given back may go to others.
+    /// All of this is in the kernel: ids that were given back may go to others, and what is gone takes no room.
     pub fn settle(&mut self) {
+        self.leaving = Leaving::default();
         self.services.settle();
         self.backends.settle();
     }
 
-    /// Services that should be planned again, since ids that they lacked have come free.
+    /// Services that should be planned again, since what they lacked has come free.
     pub fn take_starved(&mut self) -> BTreeSet<ObjectName> {
-        if self.is_starved() { std::mem::take(&mut self.starved) } else { BTreeSet::new() }
+        let free: Vec<Resource> = self.starved.keys().copied().filter(|resource| self.has_room(*resource)).collect();
+        free.iter().filter_map(|resource| self.starved.remove(resource)).flatten().collect()
     }
 
-    /// Some Service did not get all its ids, and there are free ones now.
+    /// Some Service did not get all it needs, and there is some of it now.
     pub fn is_starved(&self) -> bool {
-        !self.starved.is_empty() && self.services.has_room() && self.backends.has_room() && self.has_range_room()
+        self.starved.keys().any(|resource| self.has_room(*resource))
     }
 
-    fn has_range_room(&self) -> bool {
-        self.state.source_ranges.len() < self.limits.source_ranges as usize
+    fn has_room(&self, resource: Resource) -> bool {
+        let below = |used: usize, limit: u32| used < limit as usize;
+        let Desired { limits, leaving, state, .. } = self;
+        match resource {
+            Resource::Services => self.services.has_room(),
+            Resource::Backends => self.backends.has_room(),
+            Resource::SourceRanges => {
+                below(state.source_ranges.len() + leaving.source_ranges.len(), limits.source_ranges)
+            }
+            Resource::Frontends => below(state.frontends.len() + leaving.frontends.len(), limits.frontends),
+            Resource::Addresses => below(self.service_address_count() + leaving.addresses.len(), limits.addresses),
+        }
+    }
+
+    fn service_address_count(&self) -> usize {
+        self.state.addresses.len().saturating_sub(self.local_addresses.len())
     }
 
     pub fn has(&self, service: &ObjectName) -> bool {
@@ -133,22 +178,28 @@ impl Desired {
         let mut warnings = Vec::new();
         let old = self.placed.remove(service).unwrap_or_default();
         let old_backends = self.backends_of(&old);
-        self.starved.remove(service);
+        self.starved.retain(|_, services| {
+            services.remove(service);
+            !services.is_empty()
+        });
         for key in &old.source_ranges {
             self.state.source_ranges.remove(key);
+            self.leaving.source_ranges.insert(*key);
             self.touched.source_ranges.insert(*key);
         }
 
         let mut new = Placed { created: plan.created, ..Placed::default() };
+        let mut lacks = BTreeSet::new();
         for port in &plan.ports {
-            self.place_port(port, &mut new, &mut warnings);
+            self.place_port(port, &mut new, &mut warnings, &mut lacks);
         }
         let external = new.frontends.iter().filter(|(_, frontend)| is_external(frontend)).map(|(key, _)| key.addr);
         let external: BTreeSet<_> = external.map(|addr| (addr, ADDRESS_EXTERNAL)).collect();
         new.addresses.extend(external);
         new.addresses.extend(plan.cluster_ips.iter().map(|addr| (*addr, ADDRESS_CLUSTER_IP)));
-        if !warnings.is_empty() {
-            self.starved.insert(service.clone());
+        self.leave_out(&mut new, &mut warnings, &mut lacks);
+        for lack in lacks {
+            self.starved.entry(lack).or_default().insert(service.clone());
         }
 
         for address in &new.addresses {
@@ -201,12 +252,19 @@ impl Desired {
     }
 
     /// Places one port, with as many of its backends as get an id.
-    fn place_port(&mut self, port: &PortPlan, new: &mut Placed, warnings: &mut Vec<Warning>) {
+    fn place_port(
+        &mut self,
+        port: &PortPlan,
+        new: &mut Placed,
+        warnings: &mut Vec<Warning>,
+        lacks: &mut BTreeSet<Resource>,
+    ) {
         let Ok(map_name) = port.name.to_map(port.port) else { return };
         let id = match self.services.hold(&port.name) {
             Ok(id) => id,
             Err(full) => {
                 warnings.push(format!("port {:?} is not served: {full} (--max-services)", port.name.port).into());
+                lacks.insert(Resource::Services);
                 return;
             }
         };
@@ -226,6 +284,7 @@ impl Desired {
             ids.insert((addr, number), backend);
         }
         if missing > 0 {
+            lacks.insert(Resource::Backends);
             warnings.push(
                 format!("port {:?} lacks {missing} backends: all ids are taken (--max-backends)", port.name.port)
                     .into(),
@@ -242,7 +301,7 @@ impl Desired {
         let mut refused = 0;
         for (addr, len) in &port.source_ranges {
             let key = SourceRangeKey::new(id, *addr, *len);
-            if !self.has_range_room() {
+            if !self.leaving.source_ranges.remove(&key) && !self.has_room(Resource::SourceRanges) {
                 refused += 1;
                 continue;
             }
@@ -251,6 +310,7 @@ impl Desired {
             new.source_ranges.insert(key);
         }
         if refused > 0 {
+            lacks.insert(Resource::SourceRanges);
             warnings.push(
                 format!("port {:?} lacks {refused} source ranges: the kernel's map is full", port.name.port).into(),
             );
@@ -264,6 +324,53 @@ impl Desired {
             let value = Frontend { service: id, flags: frontend.flags, affinity_seconds: frontend.affinity_seconds };
             (frontend.key, value)
         }));
+    }
+
+    /// Takes out of `new` what the kernel's maps have no room for: an address with all its ports, or a port of one.
+    fn leave_out(&self, new: &mut Placed, warnings: &mut Vec<Warning>, lacks: &mut BTreeSet<Resource>) {
+        let room = |used: usize, limit: u32| (limit as usize).saturating_sub(used);
+        let used = self.service_address_count() + self.leaving.addresses.len();
+        let mut left = room(used, self.limits.addresses);
+        let in_kernel = |addr: &Addr| self.state.addresses.contains_key(addr) || self.leaving.addresses.contains(addr);
+        let mut refused: BTreeSet<Addr> = BTreeSet::new();
+        for addr in new.addresses.iter().map(|(addr, _)| *addr).collect::<BTreeSet<_>>() {
+            if in_kernel(&addr) {
+                continue;
+            }
+            match left.checked_sub(1) {
+                Some(less) => left = less,
+                None => drop(refused.insert(addr)),
+            }
+        }
+        if !refused.is_empty() {
+            lacks.insert(Resource::Addresses);
+            new.addresses.retain(|(addr, _)| !refused.contains(addr));
+            new.frontends.retain(|(key, _)| !refused.contains(&key.addr));
+            let text = format!(
+                "{} of its addresses are not served: the kernel's map is full (--max-frontends)",
+                refused.len()
+            );
+            warnings.push(text.into());
+        }
+
+        let mut left = room(self.state.frontends.len() + self.leaving.frontends.len(), self.limits.frontends);
+        let before = new.frontends.len();
+        new.frontends.retain(|(key, _)| {
+            if self.state.frontends.contains_key(key) || self.leaving.frontends.contains(key) {
+                return true;
+            }
+            let fits = left > 0;
+            left -= usize::from(fits);
+            fits
+        });
+        let refused = before - new.frontends.len();
+        if refused > 0 {
+            lacks.insert(Resource::Frontends);
+            let text = format!(
+                "{refused} of its addresses and ports are not served: the kernel's map is full (--max-frontends)"
+            );
+            warnings.push(text.into());
+        }
     }
 
     /// NodePorts answer on `node_ports` of the node's addresses, which are `local`.
@@ -281,11 +388,15 @@ impl Desired {
         self.touched.cidrs.extend(old.keys().chain(self.state.cidrs.keys()));
     }
 
-    /// `flags` are the configuration's, `node` the node's own addresses.
-    pub fn set_settings(&mut self, flags: u32, node: Uplink) {
-        self.state.flags = flags;
-        self.state.node = node;
-        self.touched.settings = true;
+    pub fn set_config(&mut self, config: Config) {
+        self.state.config = config;
+        self.touched.config = true;
+    }
+
+    /// By interface index.
+    pub fn set_uplinks(&mut self, uplinks: BTreeMap<u32, Uplink>) {
+        let old = std::mem::replace(&mut self.state.uplinks, uplinks);
+        self.touched.uplinks.extend(old.keys().chain(self.state.uplinks.keys()));
     }
 
     fn set_address(&mut self, addr: Addr) {
@@ -295,10 +406,12 @@ impl Desired {
             | service(ADDRESS_EXTERNAL)
             | flag(self.node_addresses.contains(&addr), ADDRESS_NODE)
             | flag(self.local_addresses.contains(&addr), ADDRESS_LOCAL);
-        match flags {
-            0 => self.state.addresses.remove(&addr),
-            flags => self.state.addresses.insert(addr, flags),
-        };
+        if flags != 0 {
+            self.state.addresses.insert(addr, flags);
+            self.leaving.addresses.remove(&addr);
+        } else if self.state.addresses.remove(&addr).is_some() {
+            self.leaving.addresses.insert(addr);
+        }
         self.touched.addresses.insert(addr);
     }
 
@@ -357,10 +470,13 @@ impl Desired {
         }
         self.touched.frontends.insert(key);
         let Some((name, frontend)) = winner else {
-            self.state.frontends.remove(&key);
+            if self.state.frontends.remove(&key).is_some() {
+                self.leaving.frontends.insert(key);
+            }
             return None;
         };
         self.state.frontends.insert(key, frontend);
+        self.leaving.frontends.remove(&key);
         (claims && name != *service).then_some(name)
     }
 }

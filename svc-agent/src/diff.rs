@@ -1,10 +1,10 @@
 //! What the kernel has and what it should have to the operations between them, in an order that is safe at every step.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use svc_common::Addr;
 use svc_common::map::{CidrKey, FrontendKey, SourceRangeKey};
 
-use crate::dataplane::{Op, State};
+use crate::dataplane::{Op, Part, State};
 
 /// Entries that may differ. Any other entry is known to be equal.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -16,8 +16,8 @@ pub struct Touched {
     pub services: BTreeSet<u32>,
     pub source_ranges: BTreeSet<SourceRangeKey>,
     pub cidrs: BTreeSet<CidrKey>,
-    /// The flags of the configuration, and the node's own addresses.
-    pub settings: bool,
+    pub uplinks: BTreeSet<u32>,
+    pub config: bool,
 }
 
 impl Touched {
@@ -31,7 +31,8 @@ impl Touched {
             services: realised.services.keys().chain(wanted.services.keys()).copied().collect(),
             source_ranges: realised.source_ranges.union(&wanted.source_ranges).copied().collect(),
             cidrs: realised.cidrs.keys().chain(wanted.cidrs.keys()).copied().collect(),
-            settings: true,
+            uplinks: realised.uplinks.keys().chain(wanted.uplinks.keys()).copied().collect(),
+            config: true,
         }
     }
 
@@ -43,19 +44,59 @@ impl Touched {
         self.services.extend(other.services);
         self.source_ranges.extend(other.source_ranges);
         self.cidrs.extend(other.cidrs);
-        self.settings |= other.settings;
+        self.uplinks.extend(other.uplinks);
+        self.config |= other.config;
     }
 
     pub fn is_empty(&self) -> bool {
-        self.frontends.is_empty()
-            && self.sets.is_empty()
-            && self.backends.is_empty()
-            && self.addresses.is_empty()
-            && self.services.is_empty()
-            && self.source_ranges.is_empty()
-            && self.cidrs.is_empty()
-            && !self.settings
+        self.len() == 0
     }
+
+    /// Entries of `part` in which the two differ. A set that is gone may be there as an empty one.
+    pub fn differences(part: &Part, actual: &State, known: &State) -> Self {
+        let mut touched = Touched::default();
+        match part {
+            Part::Frontends => touched.frontends = differing(&actual.frontends, &known.frontends),
+            Part::Sets(ids) => {
+                let differs = |id: &&u32| match (actual.sets.get(id), known.sets.get(id)) {
+                    (Some(set), None) => !set.is_empty(),
+                    (actual, known) => actual != known,
+                };
+                touched.sets = ids.iter().filter(differs).copied().collect();
+            }
+            Part::Backends(ids) => {
+                let differs = |id: &u32| actual.backends.get(id) != known.backends.get(id);
+                touched.backends = ids.clone().filter(differs).collect();
+            }
+            Part::Addresses => touched.addresses = differing(&actual.addresses, &known.addresses),
+            Part::Services => touched.services = differing(&actual.services, &known.services),
+            Part::SourceRanges => {
+                touched.source_ranges =
+                    actual.source_ranges.symmetric_difference(&known.source_ranges).copied().collect();
+            }
+            Part::Cidrs => touched.cidrs = differing(&actual.cidrs, &known.cidrs),
+            Part::Config => touched.config = actual.config != known.config,
+            Part::Uplinks => touched.uplinks = differing(&actual.uplinks, &known.uplinks),
+        }
+        touched
+    }
+
+    /// How many entries these are.
+    pub fn len(&self) -> usize {
+        self.frontends.len()
+            + self.sets.len()
+            + self.backends.len()
+            + self.addresses.len()
+            + self.services.len()
+            + self.source_ranges.len()
+            + self.cidrs.len()
+            + self.uplinks.len()
+            + usize::from(self.config)
+    }
+}
+
+fn differing<K: Ord + Copy, V: PartialEq>(one: &BTreeMap<K, V>, other: &BTreeMap<K, V>) -> BTreeSet<K> {
+    one.keys().chain(other.keys()).filter(|key| one.get(key) != other.get(key)).copied().collect()
 }
 
 /// Whatever is referred to is there before what refers to it, and goes after it: new backends, sets, names, source ranges,
@@ -91,11 +132,13 @@ pub fn diff(realised: &State, wanted: &State, touched: &Touched) -> Vec<Op> {
             ops.push(Op::PutCidr(*key, *new));
         }
     }
-    if touched.settings && realised.flags != wanted.flags {
-        ops.push(Op::PutFlags(wanted.flags));
+    for index in &touched.uplinks {
+        if let Some(new) = wanted.uplinks.get(index).filter(|new| realised.uplinks.get(index) != Some(new)) {
+            ops.push(Op::PutUplink(*index, *new));
+        }
     }
-    if touched.settings && realised.node != wanted.node {
-        ops.push(Op::PutNode(wanted.node));
+    if touched.config && realised.config != wanted.config {
+        ops.push(Op::PutConfig(wanted.config));
     }
     for addr in &touched.addresses {
         if let Some(new) = wanted.addresses.get(addr).filter(|new| realised.addresses.get(addr) != Some(new)) {
@@ -114,6 +157,8 @@ pub fn diff(realised: &State, wanted: &State, touched: &Touched) -> Vec<Op> {
     ops.extend(touched.source_ranges.iter().filter(|key| gone(key)).map(|key| Op::DeleteSourceRange(*key)));
     let gone = |key: &CidrKey| realised.cidrs.contains_key(key) && !wanted.cidrs.contains_key(key);
     ops.extend(touched.cidrs.iter().filter(|key| gone(key)).map(|key| Op::DeleteCidr(*key)));
+    let gone = |index: &u32| realised.uplinks.contains_key(index) && !wanted.uplinks.contains_key(index);
+    ops.extend(touched.uplinks.iter().filter(|index| gone(index)).map(|index| Op::DeleteUplink(*index)));
     let gone = |addr: &Addr| realised.addresses.contains_key(addr) && !wanted.addresses.contains_key(addr);
     ops.extend(touched.addresses.iter().filter(|addr| gone(addr)).map(|addr| Op::DeleteAddress(*addr)));
     let gone = |id: &u32| realised.services.contains_key(id) && !wanted.services.contains_key(id);

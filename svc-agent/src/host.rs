@@ -1,8 +1,7 @@
 //! What the agent has to know of its machine, and what it cannot do without.
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +10,6 @@ use aya::util::KernelVersion;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
-use svc_common::Addr;
-use svc_common::map::Uplink;
 
 /// tcx links.
 const OLDEST_KERNEL: (u8, u8) = (6, 6);
@@ -76,13 +73,17 @@ pub fn prepare_bpffs(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether there is an interface of this name.
+pub fn exists(name: &str) -> bool {
+    nix::net::if_::if_nametoindex(name).is_ok()
+}
+
 /// The interfaces to serve: `wanted`, or those that lead out of the node, by a default route or a network card, and after them
 /// the tunnels that lead to other nodes' pods.
 ///
 /// # Errors
 /// Where one does not exist, or none is found.
 pub fn uplinks(wanted: &[String]) -> anyhow::Result<Vec<String>> {
-    let exists = |name: &str| Path::new("/proc/sys/net/ipv4/conf").join(name).exists();
     for name in wanted {
         ensure!(exists(name), "--uplink {name}: there is no such interface");
     }
@@ -170,88 +171,78 @@ fn default_route_interfaces() -> Vec<String> {
     v4.chain(v6).collect()
 }
 
-/// # Errors
-/// Where there is no such interface.
-pub fn interface_index(name: &str) -> anyhow::Result<u32> {
-    nix::net::if_::if_nametoindex(name).with_context(|| format!("the interface {name}"))
-}
-
-/// The interface's link address, as it stands in a packet; zeros where it has none.
-///
-/// # Errors
-/// Where the interfaces cannot be listed.
-pub fn link_address(name: &str) -> anyhow::Result<[u16; 3]> {
-    let mut interfaces = getifaddrs().context("asking for the interfaces' link addresses")?;
-    let found = interfaces.find_map(|entry| {
-        let address = entry.address.as_ref()?.as_link_addr()?.addr()?;
-        (entry.interface_name == name).then_some(address)
-    });
-    let [a, b, c, d, e, f] = found.unwrap_or_default();
-    Ok([[a, b], [c, d], [e, f]].map(u16::from_ne_bytes))
-}
-
-/// The source addresses that forwarded traffic takes, by interface index: each interface's first global ones.
-///
-/// # Errors
-/// Where the interfaces cannot be listed.
-pub fn interface_addresses() -> anyhow::Result<BTreeMap<u32, Uplink>> {
-    let mut interfaces: BTreeMap<u32, Uplink> = BTreeMap::new();
-    for entry in getifaddrs().context("asking for the interfaces' addresses")? {
-        let Some(address) = entry.address else { continue };
-        let ip: IpAddr = if let Some(v4) = address.as_sockaddr_in() {
-            v4.ip().into()
-        } else if let Some(v6) = address.as_sockaddr_in6() {
-            v6.ip().into()
-        } else {
-            continue;
-        };
-        if ip.is_loopback() || matches!(ip, IpAddr::V6(v6) if is_link_local(v6)) {
-            continue;
-        }
-        let index = interface_index(&entry.interface_name)?;
-        let uplink = interfaces.entry(index).or_insert(Uplink { v4: Addr::ANY_V4, v6: Addr::ANY_V6 });
-        let place = if ip.is_ipv4() { &mut uplink.v4 } else { &mut uplink.v6 };
-        if *place == place.any() {
-            *place = ip.into();
-        }
-    }
-    Ok(interfaces)
-}
-
-const fn is_link_local(address: Ipv6Addr) -> bool {
-    address.segments()[0] & 0xffc0 == 0xfe80
-}
-
 /// NodePorts' default range (kube-apiserver's --service-node-port-range).
 const NODE_PORTS: (u16, u16) = (30_000, 32_767);
 /// Below are the ports that a backend may take for a privileged client's.
 const LOWEST_SNAT_PORT: u16 = 1_024;
 
+/// Fewer would not do: connections to one backend would soon be turned away.
+const FEWEST_SNAT_PORTS: u32 = 1_024;
+
 /// Source ports for forwarded traffic, first and last: the widest range that neither the node's own sockets nor NodePorts
-/// use.
+/// use. Ports that the kernel keeps from sockets (net.ipv4.ip_local_reserved_ports) are nobody's. Where too few are left,
+/// sockets may have some of them: the log says what to do about that.
 ///
 /// # Errors
-/// Where the local port range cannot be read.
+/// Where the kernel's settings cannot be read.
 pub fn snat_ports() -> anyhow::Result<(u16, u16)> {
-    let path = "/proc/sys/net/ipv4/ip_local_port_range";
-    let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    let read = |name: &str| {
+        let path = Path::new("/proc/sys/net/ipv4").join(name);
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let text = read("ip_local_port_range")?;
     let mut numbers = text.split_whitespace().map(str::parse::<u16>);
-    let (Some(Ok(first)), Some(Ok(last))) = (numbers.next(), numbers.next()) else { bail!("{path} says {text:?}") };
-    widest_gap((first, last)).with_context(|| format!("{path} leaves no source port for forwarded traffic"))
+    let (Some(Ok(first)), Some(Ok(last))) = (numbers.next(), numbers.next()) else {
+        bail!("net.ipv4.ip_local_port_range is {text:?}")
+    };
+    let reserved = port_ranges(&read("ip_local_reserved_ports")?);
+    if let Some(ports) = widest_gap(&without((first, last), &reserved)) {
+        return Ok(ports);
+    }
+    let ports = widest_gap(&[]).expect("all but NodePorts are enough");
+    tracing::warn!(
+        local_ports = %format!("{first}-{last}"),
+        source_ports = %format!("{}-{}", ports.0, ports.1),
+        "net.ipv4.ip_local_port_range leaves too few source ports for forwarded traffic: it shares some with the node's \
+         sockets, which may lose replies; keep some from them, as in `sysctl net.ipv4.ip_local_reserved_ports={}-{}`",
+        ports.0,
+        ports.1,
+    );
+    Ok(ports)
 }
 
-fn widest_gap(local: (u16, u16)) -> Option<(u16, u16)> {
-    let mut taken = [local, NODE_PORTS];
-    taken.sort_unstable();
-    let mut from = u32::from(LOWEST_SNAT_PORT);
-    let mut best: Option<(u32, u32)> = None;
-    for (first, last) in taken.into_iter().map(|(a, b)| (u32::from(a), u32::from(b))).chain([(0x1_0000, 0x1_0000)]) {
-        if first > from && best.is_none_or(|(a, b)| first - 1 - from > b - a) {
-            best = Some((from, first - 1));
+/// As the kernel writes them: `1,2,10-20`.
+fn port_ranges(text: &str) -> Vec<(u16, u16)> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+    };
+    text.trim().split(',').filter_map(range).collect()
+}
+
+/// What is left of a range.
+fn without(range: (u16, u16), holes: &[(u16, u16)]) -> Vec<(u16, u16)> {
+    let mut holes = holes.to_vec();
+    holes.sort_unstable();
+    let (mut from, last) = (u32::from(range.0), u32::from(range.1));
+    let mut left = Vec::new();
+    for (a, b) in holes.into_iter().map(|(a, b)| (u32::from(a), u32::from(b))).chain([(0x1_0000, 0x1_0000)]) {
+        if a > from && from <= last {
+            left.push((from as u16, (a - 1).min(last) as u16));
         }
-        from = from.max(last + 1);
+        from = from.max(b + 1);
     }
-    best.map(|(a, b)| (a as u16, b as u16))
+    left
+}
+
+/// None where it has too few ports.
+fn widest_gap(taken: &[(u16, u16)]) -> Option<(u16, u16)> {
+    let mut taken = [taken, &[NODE_PORTS, (0, LOWEST_SNAT_PORT - 1)]].concat();
+    taken.sort_unstable();
+    let gaps = without((0, u16::MAX), &taken);
+    let width = |(first, last): (u16, u16)| u32::from(last - first) + 1;
+    // The first of several that are as wide.
+    gaps.into_iter().rev().max_by_key(|gap| width(*gap)).filter(|gap| width(*gap) >= FEWEST_SNAT_PORTS)
 }
 
 /// The network namespace's cookie (SO_NETNS_COOKIE, Linux 5.14).
@@ -305,14 +296,26 @@ pub fn flow_tick() -> u16 {
 mod tests {
     use rstest::rstest;
 
-    use super::widest_gap;
+    use super::{port_ranges, widest_gap, without};
 
     #[rstest]
-    #[case::default((32_768, 60_999), Some((1_024, 29_999)))]
-    #[case::wide((1_024, 65_535), None)]
-    #[case::from_ten_thousand((10_000, 50_000), Some((50_001, 65_535)))]
-    #[case::low((1_024, 20_000), Some((32_768, 65_535)))]
-    fn source_ports_are_nobody_elses(#[case] local: (u16, u16), #[case] expected: Option<(u16, u16)>) {
-        assert_eq!(widest_gap(local), expected);
+    #[case::default((32_768, 60_999), "", Some((1_024, 29_999)))]
+    #[case::all((1_024, 65_535), "", None)]
+    #[case::almost_all((1_024, 65_000), "", None)]
+    #[case::all_but_reserved_ones((1_024, 65_535), "1,40000-49999,50000", Some((40_000, 50_000)))]
+    #[case::reserved_in_pieces((1_024, 65_535), "8080,2000-4000,3000-5000", Some((2_000, 5_000)))]
+    #[case::from_ten_thousand((10_000, 50_000), "", Some((50_001, 65_535)))]
+    #[case::low((1_024, 20_000), "\n", Some((32_768, 65_535)))]
+    fn source_ports_are_nobody_elses(
+        #[case] local: (u16, u16),
+        #[case] reserved: &str,
+        #[case] expected: Option<(u16, u16)>,
+    ) {
+        assert_eq!(widest_gap(&without(local, &port_ranges(reserved))), expected);
+    }
+
+    #[test]
+    fn without_any_choice_all_but_node_ports_will_do() {
+        assert_eq!(widest_gap(&[]), Some((32_768, 65_535)));
     }
 }

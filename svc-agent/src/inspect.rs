@@ -118,11 +118,8 @@ impl Pins {
                 .map(|(key, _)| key)
                 .collect(),
             cidrs: self.trie_entries::<CidrKey, CidrFlags>(pin::CIDRS)?.into_iter().collect(),
-            flags: self.config()?.flags,
-            node: match self.map(pin::UPLINKS)?.lookup(0) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Uplink::default(),
-                node => node.with_context(|| unreadable(pin::UPLINKS))?,
-            },
+            config: self.config()?,
+            uplinks: self.entries::<u32, Uplink>(pin::UPLINKS)?.into_iter().collect(),
         })
     }
 
@@ -136,8 +133,7 @@ impl Pins {
     /// Where a map cannot be read.
     pub fn flows(&self) -> anyhow::Result<Vec<Flow>> {
         let state = self.state()?;
-        let uplinks: Vec<Uplink> =
-            self.entries::<u32, Uplink>(pin::UPLINKS)?.into_iter().map(|(_, uplink)| uplink).collect();
+        let uplinks: Vec<Uplink> = state.uplinks.values().copied().collect();
         let mut flows = Vec::new();
         self.each_cell(|cell| {
             if !cell.reverse && !cell.expired {
@@ -191,7 +187,7 @@ impl Pins {
             size(pin::ADDRESSES, state.addresses.len())?,
             size(pin::SOURCE_RANGES, state.source_ranges.len())?,
             size(pin::CIDRS, state.cidrs.len())?,
-            size(pin::UPLINKS, self.entries::<u32, Uplink>(pin::UPLINKS)?.len())?,
+            size(pin::UPLINKS, state.uplinks.len())?,
             size(pin::SOCKETS, self.entries::<SocketKey, SocketPeer>(pin::SOCKETS)?.len())?,
             size(pin::AFFINITY, self.entries::<AffinityKey, Affinity>(pin::AFFINITY)?.len())?,
             size(pin::FRAGMENTS, self.entries::<FragmentKey, FragmentPorts>(pin::FRAGMENTS)?.len())?,

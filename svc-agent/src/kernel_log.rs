@@ -9,8 +9,8 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// Where the kernel part has nothing to say, or its buffer cannot be waited for.
-pub fn forward(ebpf: &mut Ebpf) -> anyhow::Result<()> {
-    let logger = EbpfLogger::init(ebpf).context("opening the kernel part's log")?;
+pub fn forward(mut ebpf: Ebpf) -> anyhow::Result<Ebpf> {
+    let logger = EbpfLogger::init(&mut ebpf).context("opening the kernel part's log")?;
     let mut logger = AsyncFd::with_interest(logger, Interest::READABLE).context("waiting for the kernel part's log")?;
     tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {
@@ -18,5 +18,5 @@ pub fn forward(ebpf: &mut Ebpf) -> anyhow::Result<()> {
             ready.clear_ready();
         }
     });
-    Ok(())
+    Ok(ebpf)
 }

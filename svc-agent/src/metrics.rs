@@ -6,7 +6,7 @@ use hyper::StatusCode;
 
 use crate::dataplane::ReadCounters;
 use crate::serve::Answer;
-use crate::status::{BUCKETS, Status};
+use crate::status::{BUCKETS, Histogram, Status};
 
 pub fn answer(path: &str, status: &Status, counters: Option<&ReadCounters>) -> Option<Answer> {
     (path == "/metrics").then(|| Answer {
@@ -24,17 +24,19 @@ fn text(status: &Status, counters: Option<&ReadCounters>) -> String {
     page.family("svc_node_eligible", "gauge", "Whether load balancers may send traffic to this node.");
     page.sample("svc_node_eligible", "", u8::from(status.node_eligible()));
 
-    page.family("svc_sync_duration_seconds", "histogram", "Time to plan changes and write them to the kernel.");
-    for (bound, count) in BUCKETS.iter().zip(progress.buckets) {
-        page.sample("svc_sync_duration_seconds_bucket", &format!("le=\"{bound}\""), count);
-    }
-    page.sample("svc_sync_duration_seconds_bucket", "le=\"+Inf\"", progress.count);
-    page.sample("svc_sync_duration_seconds_sum", "", progress.total.as_secs_f64());
-    page.sample("svc_sync_duration_seconds_count", "", progress.count);
+    let help = "Time to plan changes and write them to the kernel.";
+    page.histogram("svc_sync_duration_seconds", help, &progress.syncs);
     page.family("svc_sync_operations_total", "counter", "Map entries written or deleted.");
     page.sample("svc_sync_operations_total", "", progress.operations);
     page.family("svc_sync_errors_total", "counter", "Syncs that the kernel refused.");
     page.sample("svc_sync_errors_total", "", status.failures());
+    let repairs = status.repairs();
+    let help = "Time to read the kernel's maps back and repair them.";
+    page.histogram("svc_resync_duration_seconds", help, &repairs.resyncs);
+    page.family("svc_repairs_total", "counter", "Map entries and links that somebody else changed, repaired.");
+    for (map, count) in &repairs.repaired {
+        page.sample("svc_repairs_total", &format!("map=\"{map}\""), count);
+    }
     if let Some((time, sync)) = progress.last {
         let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         page.family("svc_sync_last_timestamp_seconds", "gauge", "When the kernel last was up to date.");
@@ -69,6 +71,17 @@ struct Page {
 impl Page {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.family(name, "histogram", help);
+        let bucket = format!("{name}_bucket");
+        for (bound, count) in BUCKETS.iter().zip(histogram.buckets) {
+            self.sample(&bucket, &format!("le=\"{bound}\""), count);
+        }
+        self.sample(&bucket, "le=\"+Inf\"", histogram.count);
+        self.sample(&format!("{name}_sum"), "", histogram.total.as_secs_f64());
+        self.sample(&format!("{name}_count"), "", histogram.count);
     }
 
     fn sample(&mut self, name: &str, labels: &str, value: impl Display) {

@@ -2,6 +2,7 @@
 //! there. They are followed as they come and go.
 use std::collections::BTreeSet;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,15 +14,14 @@ use rtnetlink::packet_core::NetlinkMessage;
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
-use crate::attach::PodPrograms;
+use crate::attach::Programs;
+use crate::status::Status;
 
 /// A pod's interface is made in several steps, each of which is a notice.
 const SETTLE: Duration = Duration::from_millis(5);
-/// A socket whose buffer overflows loses notices.
-const REREAD: Duration = Duration::from_secs(60);
 
 /// `--pod-interfaces`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -77,13 +77,17 @@ struct Interface {
 pub struct Pods {
     which: PodInterfaces,
     uplinks: Vec<String>,
-    programs: PodPrograms,
+    programs: Programs,
+    sync_period: Duration,
+    status: Arc<Status>,
     handle: Handle,
     notices: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     connection: JoinHandle<()>,
     attached: BTreeSet<Interface>,
     /// Told of already.
     refused: BTreeSet<Interface>,
+    /// Pins of links that could not be repaired, told of already.
+    broken: BTreeSet<String>,
 }
 
 impl Pods {
@@ -91,32 +95,86 @@ impl Pods {
     ///
     /// # Errors
     /// Where the interfaces cannot be read. One that cannot be attached to is told in the log.
-    pub async fn start(which: PodInterfaces, uplinks: Vec<String>, programs: PodPrograms) -> anyhow::Result<Self> {
+    pub async fn start(
+        which: PodInterfaces,
+        uplinks: Vec<String>,
+        programs: Programs,
+        sync_period: Duration,
+        status: Arc<Status>,
+    ) -> anyhow::Result<Self> {
         let (connection, handle, notices) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
             .context("cannot open a netlink socket to follow the interfaces")?;
         let connection = tokio::spawn(connection);
-        let (attached, refused) = (BTreeSet::new(), BTreeSet::new());
-        let mut pods = Pods { which, uplinks, programs, handle, notices, connection, attached, refused };
+        let mut pods = Pods {
+            which,
+            uplinks,
+            programs,
+            sync_period,
+            status,
+            handle,
+            notices,
+            connection,
+            attached: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            broken: BTreeSet::new(),
+        };
         pods.attach().await.context("cannot read the node's interfaces")?;
         Ok(pods)
     }
 
-    /// Follows the interfaces for good.
+    /// Follows the interfaces for good, and attaches again what somebody else detaches.
     ///
     /// # Errors
     /// Where the netlink socket breaks.
     pub async fn follow(mut self) -> anyhow::Result<()> {
+        let mut next = Instant::now() + self.sync_period;
         loop {
-            if let Ok(None) = timeout(REREAD, self.notices.next()).await {
-                anyhow::bail!("the netlink socket that follows the interfaces was closed");
+            match timeout_at(next, self.notices.next()).await {
+                Ok(None) => anyhow::bail!("the netlink socket that follows the interfaces was closed"),
+                Ok(Some(_)) => {
+                    sleep(SETTLE).await;
+                    // The list about to be read has all that was noticed until now.
+                    while self.notices.try_recv().is_ok() {}
+                }
+                Err(_elapsed) => {}
             }
-            sleep(SETTLE).await;
-            // The list about to be read has all that was noticed until now.
-            while self.notices.try_recv().is_ok() {}
+            // Of a socket whose buffer overflowed notices are lost.
             if let Err(error) = self.attach().await {
                 warn!("cannot read the node's interfaces, trying again: {error}");
                 sleep(Duration::from_secs(1)).await;
+                continue;
             }
+            let is_due = next <= Instant::now();
+            if is_due {
+                next = Instant::now() + self.sync_period;
+            }
+            self.repair(is_due);
+        }
+    }
+
+    /// Looks after the links of the uplinks and of the cgroup, where `pods` is set after those of pods' interfaces as well.
+    fn repair(&mut self, pods: bool) {
+        let mut results = self.programs.repair();
+        for interface in self.attached.iter().filter(|_| pods) {
+            results.extend(self.programs.repair_pod(&interface.name));
+        }
+        let mut repaired = Vec::new();
+        for (pin, result) in results {
+            match result {
+                Ok(()) => {
+                    self.broken.remove(&pin);
+                    repaired.push(pin);
+                }
+                Err(error) => {
+                    if self.broken.insert(pin.clone()) {
+                        warn!(link = pin, "cannot attach again: {error:#}");
+                    }
+                }
+            }
+        }
+        if !repaired.is_empty() {
+            warn!(links = repaired.join(" "), "somebody else detached programs: attached again");
+            self.status.links_repaired(repaired.len());
         }
     }
 
@@ -144,7 +202,7 @@ impl Pods {
             if self.attached.contains(interface) {
                 continue;
             }
-            match self.programs.attach(&interface.name) {
+            match self.programs.attach_pod(&interface.name) {
                 Ok(()) => {
                     debug!(interface = interface.name, "attached to a pod's interface");
                     self.attached.insert(interface.clone());

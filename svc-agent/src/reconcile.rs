@@ -5,22 +5,24 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use svc_common::Addr;
-use svc_common::map::{CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, Uplink};
+use svc_common::map::{self, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, Uplink};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout_at;
 use tracing::{info, warn};
 
 use crate::apply::{Applier, backoff};
 use crate::cidrs::{self, PodDetector};
-use crate::dataplane::{ApplyError, Dataplane, State};
+use crate::dataplane::{ApplyError, Dataplane, NODE, Part, State};
 use crate::desired::{Desired, Limits};
 use crate::notes::{Note, Notes};
 use crate::object::{Node, ObjectName};
 use crate::plan::{NodePortAddresses, Plan, Warning, node_addresses, plan};
 use crate::service_health::Checks;
-use crate::source::Event;
-use crate::status::{Status, Sync};
+use crate::source::{Event, Interfaces};
+use crate::status::{Resync, Status, Sync};
 use crate::store::Store;
 use crate::topology::Here;
 
@@ -33,10 +35,30 @@ pub struct Config {
     pub pods: PodDetector,
     /// Every connection to a ClusterIP takes an address of the node as its source.
     pub masquerade_all: bool,
-    /// The first uplink's addresses: the node's own while its Node object names none that it has.
-    pub uplink: Uplink,
     pub limits: Limits,
+    pub pace: Pace,
 }
+
+/// When the kernel is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pace {
+    /// Between the beginnings of two writes; what arrives meanwhile goes together in the next one.
+    pub min_sync_period: Duration,
+    /// Between two looks at whether somebody else has changed the kernel's maps.
+    pub sync_period: Duration,
+}
+
+impl Default for Pace {
+    /// Kube-proxy's, but for the pause between two writes, of which there is none.
+    fn default() -> Self {
+        Pace { min_sync_period: Duration::ZERO, sync_period: Duration::from_secs(30) }
+    }
+}
+
+/// The node's addresses beside those of Services, as many as the kernel has room for.
+pub const NODE_ADDRESSES: usize = 1024;
+/// Entries of the kernel's map of interfaces, of which one is the node's own.
+const UPLINKS: usize = 256;
 
 /// Who is told of more than the kernel's state; by default nobody.
 #[derive(Debug)]
@@ -62,8 +84,24 @@ pub struct Reconciler<D> {
     warned: BTreeMap<ObjectName, Vec<Warning>>,
     health_checks: Checks,
     outlets: Outlets,
+    /// What was last said to be left out, to say it once.
+    left_out: LeftOut,
     synced: bool,
     status: Arc<Status>,
+}
+
+/// What the kernel's maps have no room for.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct LeftOut {
+    cidrs: Vec<IpNet>,
+    addresses: Vec<IpAddr>,
+    interfaces: usize,
+}
+
+/// A look at all that is in the kernel, a part at a time.
+struct Sweep {
+    parts: std::vec::IntoIter<Part>,
+    resync: Resync,
 }
 
 impl<D: Dataplane> Reconciler<D> {
@@ -76,6 +114,7 @@ impl<D: Dataplane> Reconciler<D> {
             warned: BTreeMap::new(),
             health_checks: Checks::default(),
             outlets: Outlets::default(),
+            left_out: LeftOut::default(),
             synced: false,
             status,
         }
@@ -146,15 +185,21 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let Some(desired) = &mut self.desired else { return Ok(0) };
         let mut changes = self.store.take_changes();
+        let mut left_out = self.left_out.clone();
+        let interfaces = self.store.interfaces();
         if changes.node {
-            let addresses = node_addresses(self.store.addresses(), self.store.node(), &self.config.nodeport_addresses);
+            let local = &interfaces.addresses[..interfaces.addresses.len().min(NODE_ADDRESSES)];
+            left_out.addresses = interfaces.addresses[local.len()..].to_vec();
+            let addresses = node_addresses(local, self.store.node(), &self.config.nodeport_addresses);
             info!(addresses = %list(&addresses), "node ports answer on");
             self.health_checks.addresses = match &self.config.nodeport_addresses {
                 NodePortAddresses::All => None,
                 _ => Some(addresses.iter().copied().map(IpAddr::from).collect()),
             };
-            let local = self.store.addresses().iter().map(|address| Addr::from(*address)).collect();
-            desired.set_node_addresses(addresses, local);
+            desired.set_node_addresses(addresses, local.iter().map(|address| Addr::from(*address)).collect());
+            let (uplinks, others) = uplinks(interfaces, self.store.node());
+            left_out.interfaces = others;
+            desired.set_uplinks(uplinks);
         }
         if changes.node || changes.service_cidrs {
             let pods = self.config.pods.ranges(self.store.node());
@@ -162,12 +207,25 @@ impl<D: Dataplane> Reconciler<D> {
             for object in self.store.service_cidrs() {
                 object.faults.iter().for_each(|fault| warn!(service_cidr = %object.name, "{fault}"));
             }
-            let detects = if pods.is_empty() { 0 } else { CONFIG_DETECT_PODS };
-            let masquerades = if self.config.masquerade_all { CONFIG_MASQUERADE_ALL } else { 0 };
-            let node = own_addresses(self.store.addresses(), self.store.node(), self.config.uplink);
-            desired.set_cidrs(cidrs::map(&pods, &services));
-            desired.set_settings(detects | masquerades, node);
+            let has = |v4: bool| pods.iter().any(|range| range.addr().is_ipv4() == v4);
+            let flags = [
+                (has(true), CONFIG_DETECT_PODS_V4),
+                (has(false), CONFIG_DETECT_PODS_V6),
+                (self.config.masquerade_all, CONFIG_MASQUERADE_ALL),
+            ];
+            let base = self.applier.dataplane().config();
+            let (cidrs, others) = cidrs::map(&pods, &services);
+            left_out.cidrs = others;
+            desired.set_cidrs(cidrs);
+            desired.set_config(map::Config {
+                flags: flags.iter().filter(|(is, _)| *is).fold(base.flags, |all, (_, flag)| all | flag),
+                uplink: interfaces.uplink.map_or(0, |uplink| uplink.index),
+                uplink_mac: interfaces.uplink.map(|uplink| uplink.address).unwrap_or_default(),
+                ..base
+            });
         }
+        left_out.tell(&self.left_out);
+        self.left_out = left_out;
         changes.services.extend(desired.take_starved());
         let zone = self.store.node().and_then(|node| node.zone.as_deref());
         let addresses = self.store.node().map(|node| node.primary.as_slice()).unwrap_or_default();
@@ -221,34 +279,101 @@ impl<D: Dataplane> Reconciler<D> {
         self.applier.dataplane()
     }
 
+    /// Reads the kernel's maps back, and repairs what somebody else has changed. Returns how many entries those were.
+    ///
+    /// # Errors
+    /// Where a map cannot be read, or the kernel refuses; [`Reconciler::reconcile`] makes up for that.
+    pub fn resync(&mut self) -> Result<usize, ApplyError> {
+        let mut sweep = self.sweep();
+        while !self.step(&mut sweep)? {}
+        Ok(sweep.resync.repaired.values().sum())
+    }
+
+    fn sweep(&self) -> Sweep {
+        Sweep { parts: self.applier.parts().into_iter(), resync: Resync::default() }
+    }
+
+    /// Returns whether that was all.
+    fn step(&mut self, sweep: &mut Sweep) -> Result<bool, ApplyError> {
+        let started = Instant::now();
+        let (Some(part), Some(desired)) = (sweep.parts.next(), &self.desired) else {
+            for (map, entries) in &sweep.resync.repaired {
+                warn!(map, entries, "somebody else changed the kernel's map: repaired");
+            }
+            self.status.resynced(&sweep.resync);
+            return Ok(true);
+        };
+        let repaired = self.applier.repair(&part, desired.state())?;
+        if repaired > 0 {
+            *sweep.resync.repaired.entry(part.map()).or_default() += repaired;
+        }
+        sweep.resync.took += started.elapsed();
+        Ok(false)
+    }
+
     /// Takes events until nobody sends any more. Blocks: it wants a thread of its own, whose waiting `runtime` does.
     pub fn run(mut self, runtime: &Handle, mut events: mpsc::Receiver<Event>) {
+        let Pace { min_sync_period, sync_period } = self.config.pace;
         let mut failures: u32 = 0;
+        // Taken and not yet planned.
+        let mut pending = false;
+        let mut last = None;
+        let mut next_sweep = Instant::now() + sync_period;
+        let mut sweep: Option<Sweep> = None;
         loop {
-            let wait = if failures > 0 {
-                Some(backoff(failures))
-            } else if self.desired.as_ref().is_some_and(Desired::is_starved) {
-                Some(Duration::ZERO)
+            let is_starved = self.desired.as_ref().is_some_and(Desired::is_starved);
+            let write = if pending || failures == 0 && is_starved {
+                Some(last.map_or_else(Instant::now, |last: Instant| last + min_sync_period))
+            } else if failures > 0 {
+                Some(last.unwrap_or_else(Instant::now) + backoff(failures))
             } else {
                 None
             };
-            let first = runtime.block_on(async {
-                match wait {
-                    Some(wait) => tokio::time::timeout(wait, events.recv()).await,
+            let look =
+                (self.synced && failures == 0).then(|| if sweep.is_some() { Instant::now() } else { next_sweep });
+            let event = runtime.block_on(async {
+                match write.into_iter().chain(look).min() {
+                    Some(until) => timeout_at(until.into(), events.recv()).await,
                     None => Ok(events.recv().await),
                 }
             });
-            match first {
+            match event {
                 Ok(None) => return,
-                Ok(Some(event)) => self.take(event),
+                Ok(Some(event)) => {
+                    self.take(event);
+                    pending = true;
+                }
                 Err(_elapsed) => {}
             }
             while let Ok(event) = events.try_recv() {
                 self.take(event);
+                pending = true;
             }
-            match self.reconcile() {
-                Ok(_) => {
-                    if failures > 0 {
+
+            let now = Instant::now();
+            let is_due = match write {
+                Some(write) => write <= now,
+                None => pending && last.is_none_or(|last| last + min_sync_period <= now),
+            };
+            let result = if is_due {
+                pending = false;
+                // What the sources say first is one write, however long it takes them.
+                last = self.store.is_ready().then_some(now);
+                self.reconcile().map(|_| true)
+            } else if look.is_some_and(|look| look <= now) {
+                let mut current = sweep.take().unwrap_or_else(|| self.sweep());
+                let done = self.step(&mut current);
+                match done {
+                    Ok(false) => sweep = Some(current),
+                    Ok(true) | Err(_) => next_sweep = now + sync_period,
+                }
+                done.map(|_| false)
+            } else {
+                continue;
+            };
+            match result {
+                Ok(wrote) => {
+                    if wrote && failures > 0 {
                         info!(attempts = failures, "the kernel takes changes again");
                     }
                     failures = 0;
@@ -257,11 +382,66 @@ impl<D: Dataplane> Reconciler<D> {
                     if failures == 0 {
                         warn!("the kernel refused a change, retrying: {error}");
                     }
+                    last = Some(now);
                     failures = failures.saturating_add(1);
                 }
             }
         }
     }
+}
+
+impl LeftOut {
+    /// What was not said before.
+    fn tell(&self, before: &LeftOut) {
+        let new = |is: usize, differs: bool| is > 0 && differs;
+        if new(self.cidrs.len(), self.cidrs != before.cidrs) {
+            let (count, ranges) = (self.cidrs.len(), first(&self.cidrs));
+            warn!(
+                count,
+                ranges,
+                "more ranges of pods and ClusterIPs than the kernel's map cidrs has room for: some do not count"
+            );
+        }
+        if new(self.addresses.len(), self.addresses != before.addresses) {
+            let (count, addresses) = (self.addresses.len(), first(&self.addresses));
+            warn!(
+                count,
+                addresses, "this node has more than {NODE_ADDRESSES} addresses: node ports do not answer on all"
+            );
+        }
+        if new(self.interfaces, self.interfaces != before.interfaces) {
+            let count = self.interfaces;
+            warn!(
+                count,
+                "more interfaces have addresses than the kernel's map uplinks has room for: what leaves by these takes the node's own address"
+            );
+        }
+    }
+}
+
+/// Enough of a list to know it by.
+fn first<T: ToString>(list: &[T]) -> String {
+    const SHOWN: usize = 16;
+    let mut text = list.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    if list.len() > SHOWN {
+        text.push_str(" ...");
+    }
+    text
+}
+
+/// The map of interfaces, and how many it has no room for: the first uplink and the oldest are in it.
+fn uplinks(interfaces: &Interfaces, node: Option<&Node>) -> (BTreeMap<u32, Uplink>, usize) {
+    let first = interfaces.uplink.and_then(|uplink| interfaces.sources.get_key_value(&uplink.index));
+    let mut map: BTreeMap<u32, Uplink> = first.map(|(index, sources)| (*index, *sources)).into_iter().collect();
+    for (index, sources) in &interfaces.sources {
+        if map.len() < UPLINKS - 1 {
+            map.insert(*index, *sources);
+        }
+    }
+    let left_out = interfaces.sources.len() - map.len();
+    let fallback = first.map_or(Uplink { v4: Addr::ANY_V4, v6: Addr::ANY_V6 }, |(_, sources)| *sources);
+    map.insert(NODE, own_addresses(&interfaces.addresses, node, fallback));
+    (map, left_out)
 }
 
 /// What the node sends from where an interface has no address of its own: the Node object's addresses, where this node has

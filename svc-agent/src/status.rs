@@ -1,4 +1,5 @@
 //! What the agent says of itself: read by health and metrics, written by the sources and the reconciler.
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,12 +14,48 @@ pub struct Sync {
     pub backends: usize,
 }
 
+/// A look at whether somebody else has changed what is in the kernel.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Resync {
+    pub took: Duration,
+    /// Entries by the name of their map; those of a map without any are left out.
+    pub repaired: BTreeMap<&'static str, usize>,
+}
+
 #[derive(Debug)]
 pub struct Status {
     node_eligible: AtomicBool,
     connected: AtomicBool,
     failures: AtomicU64,
     progress: Mutex<Progress>,
+    repairs: Mutex<Repairs>,
+}
+
+/// What the looks at the kernel so far came to.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Repairs {
+    pub resyncs: Histogram,
+    /// Entries by the name of their map, and `links`.
+    pub repaired: BTreeMap<&'static str, u64>,
+}
+
+/// How long things took.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Histogram {
+    pub count: u64,
+    /// Upper bounds as in [`BUCKETS`], cumulative.
+    pub buckets: [u64; BUCKETS.len()],
+    pub total: Duration,
+}
+
+impl Histogram {
+    fn observe(&mut self, took: Duration) {
+        self.count += 1;
+        self.total += took;
+        for (bucket, bound) in self.buckets.iter_mut().zip(BUCKETS) {
+            *bucket += u64::from(took.as_secs_f64() <= bound);
+        }
+    }
 }
 
 /// What the reconciliations so far came to.
@@ -26,11 +63,8 @@ pub struct Status {
 pub struct Progress {
     /// None until the first full sync is in the kernel.
     pub last: Option<(SystemTime, Sync)>,
-    pub count: u64,
+    pub syncs: Histogram,
     pub operations: u64,
-    /// Upper bounds as in [`BUCKETS`], cumulative.
-    pub buckets: [u64; BUCKETS.len()],
-    pub total: Duration,
     /// Since when the kernel has refused changes; none while it takes them.
     pub failing_since: Option<SystemTime>,
 }
@@ -45,6 +79,7 @@ impl Default for Status {
             connected: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             progress: Mutex::default(),
+            repairs: Mutex::default(),
         }
     }
 }
@@ -53,13 +88,33 @@ impl Status {
     pub fn synced(&self, sync: Sync) {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.last = Some((SystemTime::now(), sync));
-        progress.count += 1;
+        progress.syncs.observe(sync.took);
         progress.operations += sync.operations as u64;
-        progress.total += sync.took;
         progress.failing_since = None;
-        for (bucket, bound) in progress.buckets.iter_mut().zip(BUCKETS) {
-            *bucket += u64::from(sync.took.as_secs_f64() <= bound);
+    }
+
+    /// The kernel has what it should have, since a look at all of it said so.
+    pub fn resynced(&self, resync: &Resync) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((time, _)) = &mut progress.last {
+            *time = SystemTime::now();
         }
+        drop(progress);
+        let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        repairs.resyncs.observe(resync.took);
+        for (map, entries) in &resync.repaired {
+            *repairs.repaired.entry(map).or_default() += *entries as u64;
+        }
+    }
+
+    /// So many programs were attached again.
+    pub fn links_repaired(&self, count: usize) {
+        let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        *repairs.repaired.entry("links").or_default() += count as u64;
+    }
+
+    pub fn repairs(&self) -> Repairs {
+        self.repairs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn sync_failed(&self) {

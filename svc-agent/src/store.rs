@@ -1,9 +1,8 @@
 //! Everything the sources said, in one place, and which Services that touches.
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
-use crate::source::{Event, Kind};
+use crate::source::{Event, Interfaces, Kind};
 
 #[derive(Default, Debug)]
 pub struct Store {
@@ -15,7 +14,7 @@ pub struct Store {
     node: Option<Node>,
     /// By name.
     service_cidrs: BTreeMap<Box<str>, ServiceCidr>,
-    addresses: Vec<IpAddr>,
+    interfaces: Interfaces,
     synced: BTreeSet<Kind>,
     changes: Changes,
 }
@@ -24,7 +23,7 @@ pub struct Store {
 #[derive(Default, Debug, PartialEq)]
 pub struct Changes {
     pub services: BTreeSet<ObjectName>,
-    /// The Node or the node's addresses changed.
+    /// The Node or the node's interfaces changed.
     pub node: bool,
     /// ServiceCIDRs changed.
     pub service_cidrs: bool,
@@ -63,8 +62,8 @@ impl Store {
         self.service_cidrs.values()
     }
 
-    pub fn addresses(&self) -> &[IpAddr] {
-        &self.addresses
+    pub fn interfaces(&self) -> &Interfaces {
+        &self.interfaces
     }
 
     pub fn take(&mut self, event: Event) {
@@ -107,12 +106,12 @@ impl Store {
                 self.service_cidrs.insert(cidr.name.clone(), cidr);
             }
             Event::DeleteServiceCidr(name) => self.changes.service_cidrs |= self.service_cidrs.remove(&name).is_some(),
-            Event::Addresses(addresses) => {
-                if self.addresses != addresses || !self.synced.contains(&Kind::Address) {
-                    self.addresses = addresses;
+            Event::Interfaces(interfaces) => {
+                if self.interfaces != interfaces || !self.synced.contains(&Kind::Interface) {
+                    self.interfaces = interfaces;
                     self.changes.node = true;
                 }
-                self.synced.insert(Kind::Address);
+                self.synced.insert(Kind::Interface);
             }
         }
     }
@@ -188,7 +187,7 @@ mod tests {
             Event::PutSlice(slice("s", "a")),
             Event::Node(None),
             Event::ServiceCidrs(vec![]),
-            Event::Addresses(vec![]),
+            Event::Interfaces(Interfaces::default()),
         ] {
             store.take(event);
             assert!(!store.is_ready());

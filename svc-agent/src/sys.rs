@@ -1,6 +1,7 @@
 //! The few bpf(2) commands that aya has no call for: batches, inner maps, and replacing the program of any link.
 use std::io;
 use std::mem::{size_of, size_of_val, zeroed};
+use std::ops::Range;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use svc_common::Addr;
@@ -138,7 +139,7 @@ pub fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     }
 }
 
-/// A hash map's or a trie's entries, one by one; what changes meanwhile may be missing or old.
+/// A trie's entries, one by one; what changes meanwhile may be missing or old.
 ///
 /// # Errors
 /// What the kernel says.
@@ -228,16 +229,22 @@ pub fn update_trie<K: Plain, V: Plain>(
     }
 }
 
-/// An array's entries that are wanted; absent ones (of an array of maps) are left out.
+/// The entries of a hash map or an array that are wanted; absent ones (of an array of maps) are left out. `chunk` of them
+/// are asked for at once, more than a hash map's bucket may hold.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn array_entries<V: Plain>(map: BorrowedFd<'_>, wanted: impl Fn(&V) -> bool) -> io::Result<Vec<(u32, V)>> {
-    const CHUNK: usize = 4096;
+pub fn batch_entries<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    chunk: usize,
+    wanted: impl Fn(&V) -> bool,
+) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
-    let mut keys = vec![0u32; CHUNK];
     // SAFETY: `Plain` takes any bytes.
-    let mut values: Vec<V> = vec![unsafe { zeroed() }; CHUNK];
+    let mut keys: Vec<K> = vec![unsafe { zeroed() }; chunk];
+    // SAFETY: as above.
+    let mut values: Vec<V> = vec![unsafe { zeroed() }; chunk];
+    // Where to go on: a hash map's bucket, or an array's index.
     let (mut from, mut to) = (0u32, 0u32);
     let mut first = true;
     loop {
@@ -246,7 +253,7 @@ pub fn array_entries<V: Plain>(map: BorrowedFd<'_>, wanted: impl Fn(&V) -> bool)
             to: (&raw mut to) as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
-            count: CHUNK as u32,
+            count: chunk as u32,
             map: map.as_raw_fd() as u32,
             element_flags: 0,
             flags: 0,
@@ -263,6 +270,37 @@ pub fn array_entries<V: Plain>(map: BorrowedFd<'_>, wanted: impl Fn(&V) -> bool)
         }
         from = to;
         first = false;
+    }
+}
+
+/// The entries of an array with these indices, as far as it has them.
+///
+/// # Errors
+/// What the kernel says.
+pub fn array_range<V: Plain>(map: BorrowedFd<'_>, range: Range<u32>) -> io::Result<Vec<(u32, V)>> {
+    let wanted = range.len();
+    if wanted == 0 {
+        return Ok(Vec::new());
+    }
+    let mut keys = vec![0u32; wanted];
+    // SAFETY: `Plain` takes any bytes.
+    let mut values: Vec<V> = vec![unsafe { zeroed() }; wanted];
+    // The kernel begins behind this one.
+    let before = range.start.wrapping_sub(1);
+    let mut last = 0u32;
+    let mut attr = Batch {
+        from: if range.start == 0 { 0 } else { address(&before) },
+        to: (&raw mut last) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: wanted as u32,
+        map: map.as_raw_fd() as u32,
+        element_flags: 0,
+        flags: 0,
+    };
+    match bpf(MAP_LOOKUP_BATCH, &mut attr) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(keys.into_iter().zip(values).take(attr.count as usize).collect()),
     }
 }
 

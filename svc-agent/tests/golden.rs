@@ -8,8 +8,8 @@ use svc_agent::dataplane::dump::dump;
 use svc_agent::dataplane::fake::Fake;
 use svc_agent::desired::Limits;
 use svc_agent::plan::NodePortAddresses;
-use svc_agent::reconcile::{Config, Reconciler};
-use svc_agent::source::{Event, manifests};
+use svc_agent::reconcile::{Config, Pace, Reconciler};
+use svc_agent::source::{Event, Interfaces, Link, manifests};
 use svc_agent::status::Status;
 use svc_common::Addr;
 use svc_common::map::Uplink;
@@ -23,8 +23,14 @@ fn maps_of(file: &str) -> String {
         nodeport_addresses: NodePortAddresses::All,
         pods: PodDetector::NodeCidr,
         masquerade_all: false,
-        uplink: Uplink { v4: Addr::ANY_V4, v6: "fd00:7::1".parse::<IpAddr>().unwrap().into() },
-        limits: Limits { services: 100, backends: 100, source_ranges: 100 },
+        limits: Limits { services: 100, backends: 100, source_ranges: 100, frontends: 100, addresses: 100 },
+        pace: Pace::default(),
+    };
+    let uplink = Uplink { v4: Addr::ANY_V4, v6: "fd00:7::1".parse::<IpAddr>().unwrap().into() };
+    let interfaces = Interfaces {
+        addresses: vec!["192.168.7.1".parse().unwrap(), "fd00:7::1".parse().unwrap()],
+        sources: [(2, uplink)].into(),
+        uplink: Some(Link { index: 2, address: [0; 3] }),
     };
     let mut reconciler = Reconciler::new(config, Fake::default(), Arc::new(Status::default()));
     for event in [
@@ -32,7 +38,7 @@ fn maps_of(file: &str) -> String {
         Event::Slices(objects.slices),
         Event::Node(objects.nodes.first().cloned()),
         Event::ServiceCidrs(objects.service_cidrs),
-        Event::Addresses(vec!["192.168.7.1".parse().unwrap(), "fd00:7::1".parse().unwrap()]),
+        Event::Interfaces(interfaces),
     ] {
         reconciler.take(event);
     }

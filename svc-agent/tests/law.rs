@@ -1,7 +1,7 @@
 //! Laws of the way from events to the kernel, over random objects, kernels and faults.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -16,40 +16,48 @@ use svc_agent::object::{
     Slice, SlicePort,
 };
 use svc_agent::plan::{NodePortAddresses, PortName};
-use svc_agent::reconcile::{Config, Reconciler};
-use svc_agent::source::Event;
+use svc_agent::reconcile::{Config, Pace, Reconciler};
+use svc_agent::source::{Event, Interfaces};
 use svc_agent::status::Status;
+use svc_common::Addr;
 use svc_common::map::{
-    FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_SOURCE_RANGES, SourceRangeKey, Uplink,
+    FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_SOURCE_RANGES, SourceRangeKey,
     cluster_set, local_set,
 };
 
-const ROOM: Limits = Limits { services: 1_000, backends: 1_000, source_ranges: 1_000 };
+const ROOM: Limits =
+    Limits { services: 1_000, backends: 1_000, source_ranges: 1_000, frontends: 1_000, addresses: 1_000 };
 
-/// No source has spoken yet.
-fn silent(kernel: Fake, limits: Limits) -> Reconciler<Fake> {
-    let config = Config {
+fn config(limits: Limits) -> Config {
+    Config {
         node_name: "a".to_owned(),
         nodeport_addresses: NodePortAddresses::All,
         pods: PodDetector::NodeCidr,
         masquerade_all: false,
-        uplink: Uplink::default(),
         limits,
-    };
-    Reconciler::new(config, kernel, Arc::new(Status::default()))
+        pace: Pace::default(),
+    }
 }
 
-fn reconciler(kernel: Fake, limits: Limits) -> Reconciler<Fake> {
-    let mut reconciler = silent(kernel, limits);
-    for event in [
+/// No source has spoken yet.
+fn silent(kernel: Fake, limits: Limits) -> Reconciler<Fake> {
+    Reconciler::new(config(limits), kernel, Arc::new(Status::default()))
+}
+
+/// Every source says that there is nothing.
+fn nothing() -> [Event; 5] {
+    [
         Event::Services(vec![]),
         Event::Slices(vec![]),
         Event::Node(None),
         Event::ServiceCidrs(vec![]),
-        Event::Addresses(vec![]),
-    ] {
-        reconciler.take(event);
-    }
+        Event::Interfaces(Interfaces::default()),
+    ]
+}
+
+fn reconciler(kernel: Fake, limits: Limits) -> Reconciler<Fake> {
+    let mut reconciler = silent(kernel, limits);
+    nothing().into_iter().for_each(|event| reconciler.take(event));
     reconciler
 }
 
@@ -173,7 +181,7 @@ fn events() -> impl Strategy<Value = Event> {
         1 => prop::collection::vec(service_cidrs(), 0..2).prop_map(Event::ServiceCidrs),
         1 => service_cidrs().prop_map(Event::PutServiceCidr),
         1 => service_cidrs().prop_map(|cidr| Event::DeleteServiceCidr(cidr.name)),
-        1 => prop::collection::vec(ips("10.96.0.", "fd00:96::"), 0..3).prop_map(Event::Addresses),
+        1 => prop::collection::vec(ips("10.96.0.", "fd00:96::"), 0..3).prop_map(|addresses| Event::Interfaces(Interfaces { addresses, ..Interfaces::default() })),
     ]
 }
 
@@ -233,6 +241,30 @@ fn name(state: &State, service: u32) -> Option<PortName> {
 
 fn ranges(state: &State, service: u32) -> BTreeSet<SourceRangeKey> {
     state.source_ranges.iter().filter(|range| range.service == service).copied().collect()
+}
+
+/// Takes one entry out of a table.
+fn break_one(kernel: &mut State, table: u8, index: Index) {
+    fn lose<K: Ord + Clone, V>(map: &mut BTreeMap<K, V>, index: Index) {
+        if !map.is_empty() {
+            let key = map.keys().nth(index.index(map.len())).cloned().unwrap();
+            map.remove(&key);
+        }
+    }
+    match table {
+        0 => lose(&mut kernel.frontends, index),
+        1 => lose(&mut kernel.sets, index),
+        2 => lose(&mut kernel.backends, index),
+        3 => lose(&mut kernel.addresses, index),
+        4 => lose(&mut kernel.cidrs, index),
+        5 if !kernel.source_ranges.is_empty() => {
+            let key = *index.get(&kernel.source_ranges.iter().copied().collect::<Vec<_>>());
+            kernel.source_ranges.remove(&key);
+        }
+        6 => lose(&mut kernel.uplinks, index),
+        7 => kernel.config.flags ^= 2,
+        _ => lose(&mut kernel.services, index),
+    }
 }
 
 proptest! {
@@ -309,33 +341,41 @@ proptest! {
     }
 
     #[test]
+    fn a_resync_repairs_exactly_what_was_broken_and_the_next_one_finds_nothing(
+        history in histories(),
+        damage in prop::collection::vec((0..9u8, any::<Index>()), 0..10),
+        foreign in 1..4u32,
+    ) {
+        let kernel = Arc::new(Mutex::new(Fake::default()));
+        let mut reconciler = Reconciler::new(config(ROOM), Arc::clone(&kernel), Arc::new(Status::default()));
+        nothing().into_iter().chain(history.into_iter().flatten()).for_each(|event| reconciler.take(event));
+        reconciler.reconcile().unwrap();
+        let right = kernel.lock().unwrap().state.clone();
+        {
+            let mut kernel = kernel.lock().unwrap();
+            for (table, index) in damage {
+                break_one(&mut kernel.state, table, index);
+            }
+            kernel.state.addresses.insert(Addr::v4(foreign), foreign);
+        }
+        prop_assert!(reconciler.resync().unwrap() >= 1);
+        prop_assert_eq!(&kernel.lock().unwrap().state, &right);
+        let written = kernel.lock().unwrap().log.len();
+        prop_assert_eq!(reconciler.resync().unwrap(), 0);
+        prop_assert_eq!(kernel.lock().unwrap().log.len(), written);
+    }
+
+    #[test]
     fn a_restart_leads_any_kernel_to_the_plan(
         before in histories(),
         after in histories(),
-        damage in prop::collection::vec((0..7u8, any::<Index>()), 0..10),
+        damage in prop::collection::vec((0..9u8, any::<Index>()), 0..10),
     ) {
         let mut first = reconciler(Fake::default(), ROOM);
         play(&mut first, &before);
         let mut kernel = first.dataplane().state.clone();
         for (table, index) in damage {
-            fn lose<K: Ord + Clone, V>(map: &mut std::collections::BTreeMap<K, V>, index: Index) {
-                if !map.is_empty() {
-                    let key = map.keys().nth(index.index(map.len())).cloned().unwrap();
-                    map.remove(&key);
-                }
-            }
-            match table {
-                0 => lose(&mut kernel.frontends, index),
-                1 => lose(&mut kernel.sets, index),
-                2 => lose(&mut kernel.backends, index),
-                3 => lose(&mut kernel.addresses, index),
-                4 => lose(&mut kernel.cidrs, index),
-                5 if !kernel.source_ranges.is_empty() => {
-                    let key = *index.get(&kernel.source_ranges.iter().copied().collect::<Vec<_>>());
-                    kernel.source_ranges.remove(&key);
-                }
-                _ => lose(&mut kernel.services, index),
-            }
+            break_one(&mut kernel, table, index);
         }
         let mut second = reconciler(Fake::with_state(kernel), ROOM);
         play(&mut second, &after);
@@ -345,14 +385,23 @@ proptest! {
     }
 
     #[test]
-    fn ids_do_not_leak_where_they_are_scarce(history in histories(), services in 1..6u32, backends in 1..6u32) {
-        let limits = Limits { services, backends, source_ranges: 1_000 };
+    fn no_map_overflows_and_no_id_leaks_where_room_is_scarce(
+        history in histories(),
+        services in 1..6u32,
+        backends in 1..6u32,
+        frontends in 1..8u32,
+        addresses in 1..6u32,
+    ) {
+        let limits = Limits { services, backends, source_ranges: 1_000, frontends, addresses };
         let mut reconciler = reconciler(Fake::default(), limits);
         play(&mut reconciler, &history);
         let mut state = State::default();
         for (step, op) in reconciler.dataplane().log.iter().enumerate() {
             state.carry_out(op);
             assert_whole(&state, &format!("after step {step}, {op:?}"));
+            prop_assert!(state.frontends.len() <= frontends as usize, "after step {}", step);
+            // The node's own have room beside them.
+            prop_assert!(state.addresses.len() <= addresses as usize + 4, "after step {}", step);
         }
         prop_assert!(state.services.keys().all(|id| (1..=services).contains(id)));
         prop_assert!(state.backends.keys().all(|id| (1..=backends).contains(id)));
@@ -433,14 +482,18 @@ proptest! {
 #[test]
 fn nothing_is_written_before_every_source_has_spoken() {
     let mut kernel = Fake::default();
-    kernel.state.addresses.insert(svc_common::Addr::v4(1), 1);
+    kernel.state.addresses.insert(Addr::v4(1), 1);
     let mut reconciler = silent(kernel, ROOM);
-    for event in [Event::Services(vec![]), Event::Slices(vec![]), Event::ServiceCidrs(vec![]), Event::Addresses(vec![])]
-    {
+    for event in [
+        Event::Services(vec![]),
+        Event::Slices(vec![]),
+        Event::ServiceCidrs(vec![]),
+        Event::Interfaces(Interfaces::default()),
+    ] {
         reconciler.take(event);
         assert_eq!(reconciler.reconcile().unwrap(), 0);
         assert_eq!(reconciler.dataplane().log, []);
     }
     reconciler.take(Event::Node(None));
-    assert_eq!(reconciler.reconcile().unwrap(), 1);
+    assert_eq!(reconciler.reconcile().unwrap(), 2, "the address goes, and the node has none of its own");
 }

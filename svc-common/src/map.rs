@@ -288,10 +288,12 @@ impl Config {
 
 /// Every connection to a ClusterIP takes an address of this node as its source (kube-proxy's masqueradeAll).
 pub const CONFIG_MASQUERADE_ALL: u32 = 1;
-/// `cidrs` tells which sources are pods: a ClusterIP's other clients are masqueraded.
-pub const CONFIG_DETECT_PODS: u32 = 1 << 1;
+/// `cidrs` tells which IPv4 sources are pods: an IPv4 ClusterIP's other clients are masqueraded.
+pub const CONFIG_DETECT_PODS_V4: u32 = 1 << 1;
 /// Only the node's own sockets are pointed at backends; pods' traffic is translated packet by packet.
 pub const CONFIG_HOST_SOCKETS_ONLY: u32 = 1 << 2;
+/// [`CONFIG_DETECT_PODS_V4`] for IPv6.
+pub const CONFIG_DETECT_PODS_V6: u32 = 1 << 3;
 
 /// `sockets`' key: what a socket hook must remember of a socket.
 #[repr(C)]

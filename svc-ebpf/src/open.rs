@@ -1,11 +1,11 @@
 //! Opening a flow: both of its cells, and a source port where it needs one.
-use svc_common::Reason;
 use svc_common::flow::{Added, Entry, Hit, Key, Memory, TO_STACK, Vacancy, add, find};
 use svc_common::map::{
-    ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, CIDR_PODS, CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL,
-    FRONTEND_CLUSTER_IP, FRONTEND_KIND, Frontend, NO_BACKEND, SCTP, UDP,
+    ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, CIDR_PODS, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6,
+    CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP, FRONTEND_KIND, Frontend, NO_BACKEND, SCTP, UDP,
 };
 use svc_common::select::{pick, shuffle};
+use svc_common::{Addr, Reason};
 
 use crate::parse::{From, Headers};
 use crate::service::{Client, Scope, choose, lookup};
@@ -150,10 +150,16 @@ fn masquerades<T: Tables>(tables: &T, headers: &Headers, frontend: &Frontend, ba
             backend.addr == headers.src
                 || cluster_ip
                     && (flags & CONFIG_MASQUERADE_ALL != 0
-                        || flags & CONFIG_DETECT_PODS != 0 && tables.cidr(headers.src) & CIDR_PODS == 0)
+                        || flags & detects_pods(headers.src) != 0 && tables.cidr(headers.src) & CIDR_PODS == 0)
         }
         From::Host => false,
     }
+}
+
+/// The flag that says whether pods of this address's family can be told.
+#[inline(always)]
+fn detects_pods(addr: Addr) -> u32 {
+    if addr.is_v4() { CONFIG_DETECT_PODS_V4 } else { CONFIG_DETECT_PODS_V6 }
 }
 
 /// A port that is to show its client's privilege, and SCTP's, which its checksum covers.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use ipnet::IpNet;
 use svc_common::map::MAX_BACKEND_ID;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,11 +13,10 @@ use tracing::{info, warn};
 
 use crate::cidrs::PodDetector;
 use crate::dataplane::{Dataplane as _, Settings, SocketLb, XdpMode, aya};
-use crate::desired::Limits;
 use crate::notes::Notes;
 use crate::plan::NodePortAddresses;
 use crate::pods::{PodInterfaces, Pods};
-use crate::reconcile::{Config, Outlets, Reconciler};
+use crate::reconcile::{Config, Outlets, Pace, Reconciler};
 use crate::source::{addresses, kubernetes, manifests};
 use crate::status::Status;
 use crate::{health, host, metrics, notes, serve, service_health, sweep};
@@ -120,6 +119,24 @@ pub struct Args {
 
     #[command(flatten)]
     timeouts: super::timeouts::TimeoutArgs,
+
+    /// How many addresses of Services, each port and protocol counted for itself [default: twice --max-services].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 25))]
+    max_frontends: Option<u32>,
+
+    /// The least time between two writes to the kernel: what changes meanwhile goes together in the next one.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    min_sync_period: Duration,
+
+    /// How often the kernel's maps and links are compared with what they should be, and repaired.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    sync_period: Duration,
+}
+
+/// As Go writes it: 30s, 1m30s, 500ms.
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration: kube::core::Duration = text.parse().map_err(|error| format!("{error}: say it as 30s or 1m30s"))?;
+    if duration.is_negative() { Err("it is negative".to_owned()) } else { Ok(duration.into()) }
 }
 
 /// Kube-proxy's names.
@@ -179,6 +196,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         Some(name) if !name.trim().is_empty() => name.trim().to_lowercase(),
         _ => host_name().context("--node-name is not given, and the host has no name")?,
     };
+    ensure!(
+        args.sync_period > Duration::ZERO && args.min_sync_period <= args.sync_period,
+        "--sync-period must be longer than nothing, and no shorter than --min-sync-period"
+    );
     let status = Arc::new(Status::default());
     let healthz = serve::bind("--healthz-bind-address", args.healthz_bind_address).await?;
     let metrics = serve::bind("--metrics-bind-address", args.metrics_bind_address).await?;
@@ -194,7 +215,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let pods = pod_detector(&args);
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "starting");
     let uplinks = host::uplinks(&args.uplinks)?;
-    let (dataplane, pod_programs) = aya::open(&Settings {
+    let first_uplink = uplinks[0].clone();
+    let (dataplane, programs) = aya::open(&Settings {
         cgroup: args.cgroup,
         bpffs: args.bpffs.clone(),
         uplinks: uplinks.clone(),
@@ -205,10 +227,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         max_services: args.max_services,
         max_backends: args.max_backends,
         timeouts: args.timeouts.timeouts(),
+        max_frontends: args.max_frontends.unwrap_or(args.max_services * 2),
     })?;
     tokio::spawn(sweep::run(args.bpffs));
 
-    let pod_interfaces = Pods::start(args.pod_interfaces, uplinks, pod_programs).await?;
+    let pod_interfaces =
+        Pods::start(args.pod_interfaces, uplinks, programs, args.sync_period, Arc::clone(&status)).await?;
 
     let health_status = Arc::clone(&status);
     tokio::spawn(serve::serve(healthz, move |path| health::answer(path, &health_status, SystemTime::now())));
@@ -221,12 +245,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         nodeport_addresses: args.nodeport_addresses,
         pods,
         masquerade_all: args.masquerade_all,
-        uplink: dataplane.uplink(),
-        limits: Limits {
-            services: args.max_services,
-            backends: args.max_backends,
-            source_ranges: dataplane.source_range_room(),
-        },
+        limits: dataplane.limits(),
+        pace: Pace { min_sync_period: args.min_sync_period, sync_period: args.sync_period },
     };
     let (health_checks, wanted_checks) = watch::channel(service_health::Checks::default());
     let (notes, told) = match &source {
@@ -262,7 +282,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
                 }
             }
         };
-        tokio::try_join!(objects, addresses::run(events.clone()), pod_interfaces.follow())
+        tokio::try_join!(objects, addresses::run(events.clone(), &first_uplink), pod_interfaces.follow())
     };
     tokio::select! {
         result = sources => {

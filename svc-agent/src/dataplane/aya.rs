@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use aya::{EbpfLoader, util::nr_cpus};
-use svc_common::map::{
-    Backend, BackendSlot, CONFIG_HOST_SOCKETS_ONLY, CidrFlags, CidrKey, Config, Counter, SourceRangeKey, Uplink, pin,
-};
-use svc_common::{Addr, Reason};
+use svc_common::Reason;
+use svc_common::flow::IdleLimits;
+use svc_common::map::{Backend, BackendSlot, CONFIG_HOST_SOCKETS_ONLY, Config, Counter, SourceRangeKey, pin};
 
-use super::{ApplyError, Dataplane, Op, ReadCounters, Settings, SocketLb, State};
-use crate::attach::{self, PodPrograms};
+use super::{ApplyError, Dataplane, Op, Part, ReadCounters, Settings, SocketLb, State};
+use crate::attach::{BIND_HOOKS, Programs, SOCKET_HOOKS, SocketHooks};
+use crate::desired::Limits;
 use crate::host;
+use crate::reconcile::NODE_ADDRESSES;
 use crate::sys::{self, Plain};
 
 /// The kernel part, as build.rs left it.
@@ -50,9 +51,9 @@ pub struct Aya {
     cidrs: OwnedFd,
     uplinks: OwnedFd,
     config: OwnedFd,
-    /// The first uplink's.
-    uplink: Uplink,
-    source_range_room: u32,
+    /// What the configuration says, beside what the reconciler knows.
+    base: Config,
+    limits: Limits,
     counters: Arc<OwnedFd>,
     /// What a deleted set is replaced by: deleting an element of an array of maps waits for a grace period each time, a
     /// batch of updates only once.
@@ -64,8 +65,7 @@ pub struct Aya {
 ///
 /// # Errors
 /// One sentence: what is missing on this machine, or what the kernel refused.
-pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
-    let uplinks = &settings.uplinks;
+pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
     let cgroup = host::cgroup(settings.cgroup.as_deref())?;
     host::check_kernel()?;
     let maps = settings.bpffs.join("maps");
@@ -80,10 +80,10 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
         loader.map_pin_path(name, path.as_path());
     }
     let sizes = [
-        ("FRONTENDS", settings.max_services * 2),
-        ("BACKEND_SETS", settings.max_services * 2),
-        ("BACKENDS", settings.max_backends),
-        ("ADDRESSES", settings.max_services + 1024),
+        ("FRONTENDS", settings.max_frontends),
+        ("BACKEND_SETS", (settings.max_services + 1) * 2),
+        ("BACKENDS", settings.max_backends + 1),
+        ("ADDRESSES", settings.max_services + NODE_ADDRESSES as u32),
         ("SERVICES", settings.max_services),
         ("FLOWS", flow_sets),
     ];
@@ -91,7 +91,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
         let path = &paths.iter().find(|(map, _)| *map == name).expect("every sized map is listed").1;
         loader.map_max_entries(name, pinned_size(path, name, wanted)?);
     }
-    let mut ebpf = loader.load(OBJECT).with_context(|| {
+    let ebpf = loader.load(OBJECT).with_context(|| {
         format!(
             "the kernel part was not loaded; if {} holds maps of another version, `svc-agent cleanup` removes them",
             maps.display()
@@ -103,50 +103,54 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, PodPrograms)> {
             .with_context(|| format!("the map {name} is not pinned under {}", maps.display()))
     };
     let config = open_map(pin::CONFIG)?;
-    let first = uplinks.first().context("no uplink is given")?;
-    let first_index = host::interface_index(first)?;
-    let place = (first_index, host::link_address(first)?);
-    configure(settings, place, config.as_fd(), open_map(pin::FLOWS)?.as_fd()).context("writing the map config")?;
-    let interfaces = host::interface_addresses()?;
-    let uplink_map = open_map(pin::UPLINKS)?;
-    for (index, uplink) in &interfaces {
-        sys::update(uplink_map.as_fd(), index, uplink).context("writing the map uplinks")?;
-    }
-    let none = Uplink { v4: Addr::ANY_V4, v6: Addr::ANY_V6 };
-    let source_ranges = open_map(pin::SOURCE_RANGES)?;
+    let base = configure(settings, config.as_fd(), open_map(pin::FLOWS)?.as_fd()).context("writing the map config")?;
+    let (frontends, addresses, source_ranges) =
+        (open_map(pin::FRONTENDS)?, open_map(pin::ADDRESSES)?, open_map(pin::SOURCE_RANGES)?);
+    let (services, backends) = (open_map(pin::SERVICES)?, open_map(pin::BACKENDS)?);
+    let size = |map: &OwnedFd| sys::map_info(map.as_fd()).map(|info| info.max_entries);
+    let sets = open_map(pin::BACKEND_SETS)?;
+    // A pinned map may be smaller than the settings want it. Id 0 is nobody's.
+    let limits = Limits {
+        services: size(&services)?.min(size(&sets)? / 2 - 1).min(settings.max_services),
+        backends: (size(&backends)? - 1).min(settings.max_backends),
+        source_ranges: size(&source_ranges)?,
+        frontends: size(&frontends)?.min(settings.max_frontends),
+        addresses: size(&addresses)?.saturating_sub(NODE_ADDRESSES as u32),
+    };
     let aya = Aya {
-        frontends: open_map(pin::FRONTENDS)?,
-        sets: open_map(pin::BACKEND_SETS)?,
-        backends: open_map(pin::BACKENDS)?,
-        addresses: open_map(pin::ADDRESSES)?,
-        services: open_map(pin::SERVICES)?,
-        source_range_room: sys::map_info(source_ranges.as_fd())?.max_entries,
+        frontends,
+        sets,
+        backends,
+        addresses,
+        services,
         source_ranges,
         cidrs: open_map(pin::CIDRS)?,
-        uplinks: uplink_map,
+        uplinks: open_map(pin::UPLINKS)?,
         config,
-        uplink: interfaces.get(&first_index).copied().unwrap_or(none),
+        base,
+        limits,
         counters: Arc::new(open_map(pin::COUNTERS)?),
         empty: sys::create_inner_array(&[BackendSlot::header(0)]).context("making an empty backend set")?,
     };
     let links = settings.bpffs.join("links");
-    // Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.
-    attach::uplinks(&mut ebpf, &links, uplinks, settings.xdp)?;
-    match settings.socket_lb {
-        SocketLb::On | SocketLb::Host => attach::sockets(&mut ebpf, &links, &cgroup)?,
-        SocketLb::Off => attach::no_sockets(&links)?,
+    let mut wanted = Vec::new();
+    if settings.socket_lb != SocketLb::Off {
+        wanted.extend(SOCKET_HOOKS);
     }
-    attach::bind_protection(&mut ebpf, &links, &cgroup, settings.bind_protection)?;
+    if settings.bind_protection {
+        wanted.extend(BIND_HOOKS);
+    }
     #[cfg(feature = "kernel-log")]
-    crate::kernel_log::forward(&mut ebpf)?;
-    let pods = PodPrograms::load(ebpf, links)?;
+    let ebpf = crate::kernel_log::forward(ebpf)?;
+    let programs =
+        Programs::attach(ebpf, links, settings.uplinks.clone(), settings.xdp, SocketHooks { cgroup, wanted })?;
     // Loading took far more memory than is needed from here on; glibc's heap does not shrink by itself.
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes a number.
     unsafe {
         libc::malloc_trim(0)
     };
-    Ok((aya, pods))
+    Ok((aya, programs))
 }
 
 /// The size that the map has to be loaded with: that of the pinned one, where there is one.
@@ -163,54 +167,88 @@ fn pinned_size(path: &Path, name: &str, wanted: u32) -> anyhow::Result<u32> {
     Ok(size)
 }
 
-/// The flow table's seed is as old as the table: with another one no flow would be found again.
-fn configure(
-    settings: &Settings,
-    (uplink, uplink_mac): (u32, [u16; 3]),
-    config: BorrowedFd<'_>,
-    flows: BorrowedFd<'_>,
-) -> anyhow::Result<()> {
+/// Writes what the kernel part has to know from its first packet on, and returns what of it stays. The flow table's seed
+/// is as old as the table: with another one no flow would be found again.
+fn configure(settings: &Settings, config: BorrowedFd<'_>, flows: BorrowedFd<'_>) -> anyhow::Result<Config> {
     let old: Config = sys::lookup(config, &0u32)?;
     let (snat_first, snat_last) = host::snat_ports()?;
-    let new = Config {
+    let base = Config {
         host_netns: host::netns_cookie()?,
         flow_seed: if old.flow_sets == 0 { host::random()? } else { old.flow_seed },
         flow_sets: sys::map_info(flows)?.max_entries,
         snat_first,
         snat_last,
-        // The reconciler knows the others once it has its objects.
-        flags: old.flags & !CONFIG_HOST_SOCKETS_ONLY
-            | if settings.socket_lb == SocketLb::Host { CONFIG_HOST_SOCKETS_ONLY } else { 0 },
-        uplink,
-        uplink_mac,
-        pad: 0,
-        idle_limits: svc_common::flow::IdleLimits::new(&settings.timeouts),
+        flags: if settings.socket_lb == SocketLb::Host { CONFIG_HOST_SOCKETS_ONLY } else { 0 },
+        idle_limits: IdleLimits::new(&settings.timeouts),
+        ..Config::default()
     };
-    Ok(sys::update(config, &0u32, &new)?)
+    // The reconciler knows the rest once it has its objects.
+    let flags = old.flags & !CONFIG_HOST_SOCKETS_ONLY | base.flags;
+    sys::update(config, &0u32, &Config { flags, uplink: old.uplink, uplink_mac: old.uplink_mac, ..base })?;
+    Ok(base)
 }
 
 const SETS_AT_ONCE: usize = 500;
-/// The node's own addresses' place in `uplinks`.
-const NODE: u32 = 0;
+/// Entries that are read at once.
+const BATCH: usize = 4096;
 
 /// How many operations were carried out, what was tried then, and what the kernel said.
 type Failure = (usize, String, io::Error);
 
 impl Aya {
-    /// The addresses of the first uplink.
-    pub fn uplink(&self) -> Uplink {
-        self.uplink
+    /// How much the kernel's maps have room for.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
-    /// How many source ranges the kernel takes.
-    pub fn source_range_room(&self) -> u32 {
-        self.source_range_room
+    /// None where there is none, or it cannot be read.
+    fn read_set(&self, map: u32) -> Option<Vec<BackendSlot>> {
+        const SLOTS: usize = 64;
+        let inner = sys::map_by_id(map).ok()?;
+        let slots = sys::batch_entries::<u32, BackendSlot>(inner.as_fd(), SLOTS, |_| true).ok()?;
+        let count = slots.first().map_or(0, |(_, header)| header.id as usize);
+        Some(slots.into_iter().skip(1).take(count).map(|(_, slot)| slot).collect())
     }
 
-    fn put_flags(&self, flags: u32) -> io::Result<()> {
-        let config: Config = sys::lookup(self.config.as_fd(), &0u32)?;
-        let flags = config.flags & CONFIG_HOST_SOCKETS_ONLY | flags;
-        sys::update(self.config.as_fd(), &0u32, &Config { flags, ..config })
+    fn read_sets(&self, ids: &[u32]) -> io::Result<BTreeMap<u32, Vec<BackendSlot>>> {
+        let mut sets = BTreeMap::new();
+        for id in ids {
+            match sys::lookup(self.sets.as_fd(), id) {
+                Ok(map) => drop(self.read_set(map).map(|set| sets.insert(*id, set))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sets)
+    }
+
+    fn read_all_sets(&self) -> io::Result<BTreeMap<u32, Vec<BackendSlot>>> {
+        let maps = sys::batch_entries::<u32, u32>(self.sets.as_fd(), BATCH, |_| true)?;
+        Ok(maps.into_iter().filter_map(|(id, map)| Some((id, self.read_set(map)?))).collect())
+    }
+
+    fn read_into(&self, part: &Part, state: &mut State) -> io::Result<()> {
+        fn hash<K: Plain + Ord, V: Plain>(map: &OwnedFd) -> io::Result<BTreeMap<K, V>> {
+            Ok(sys::batch_entries(map.as_fd(), BATCH, |_| true)?.into_iter().collect())
+        }
+        match part {
+            Part::Frontends => state.frontends = hash(&self.frontends)?,
+            Part::Sets(ids) => state.sets = self.read_sets(ids)?,
+            Part::Backends(ids) => {
+                state.backends = sys::array_range(self.backends.as_fd(), ids.clone())?.into_iter().collect();
+                state.backends.retain(|_, backend| is_used(backend));
+            }
+            Part::Addresses => state.addresses = hash(&self.addresses)?,
+            Part::Services => state.services = hash(&self.services)?,
+            Part::SourceRanges => {
+                let ranges = sys::entries::<SourceRangeKey, u32>(self.source_ranges.as_fd())?;
+                state.source_ranges = ranges.into_iter().map(|(key, _)| key).collect();
+            }
+            Part::Cidrs => state.cidrs = sys::entries(self.cidrs.as_fd())?.into_iter().collect(),
+            Part::Config => state.config = sys::lookup(self.config.as_fd(), &0u32)?,
+            Part::Uplinks => state.uplinks = hash(&self.uplinks)?,
+        }
+        Ok(())
     }
 
     fn put_sets(&self, sets: &[(u32, Vec<BackendSlot>)]) -> Result<(), Failure> {
@@ -236,6 +274,14 @@ impl Aya {
         let values: Vec<_> = inner.iter().map(|map| map.as_raw_fd() as u32).collect();
         put(&self.sets, pin::BACKEND_SETS, &keys, &values)
     }
+}
+
+fn is_used(backend: &Backend) -> bool {
+    *backend != Backend::default()
+}
+
+fn unreadable(part: &Part, source: io::Error) -> ApplyError {
+    ApplyError { what: format!("reading the map {}", part.map()), done: 0, source }
 }
 
 fn put<K: Plain + std::fmt::Debug, V: Plain>(
@@ -290,38 +336,29 @@ macro_rules! keys {
 
 impl Dataplane for Aya {
     fn read(&mut self) -> Result<State, ApplyError> {
-        fn named<T>(name: &str, result: io::Result<T>) -> Result<T, ApplyError> {
-            result.map_err(|source| ApplyError { what: format!("reading the map {name}"), done: 0, source })
+        let mut state = State::default();
+        for part in Part::all_of(&state) {
+            self.read_into(&part, &mut state).map_err(|source| unreadable(&part, source))?;
         }
-        let services: BTreeMap<_, _> = named(pin::SERVICES, sys::entries(self.services.as_fd()))?.into_iter().collect();
-        let mut sets = BTreeMap::new();
-        for (id, map) in named(pin::BACKEND_SETS, sys::array_entries::<u32>(self.sets.as_fd(), |_| true))? {
-            let Ok(inner) = sys::map_by_id(map) else { continue };
-            let Ok(slots) = sys::array_entries::<BackendSlot>(inner.as_fd(), |_| true) else { continue };
-            let count = slots.first().map_or(0, |(_, header)| header.id as usize);
-            if count > 0 || services.contains_key(&(id / 2)) {
-                sets.insert(id, slots.into_iter().skip(1).take(count).map(|(_, slot)| slot).collect());
-            }
-        }
-        let backends = sys::array_entries(self.backends.as_fd(), |backend| *backend != Backend::default());
-        Ok(State {
-            frontends: named(pin::FRONTENDS, sys::entries(self.frontends.as_fd()))?.into_iter().collect(),
-            sets,
-            backends: named(pin::BACKENDS, backends)?.into_iter().collect(),
-            addresses: named(pin::ADDRESSES, sys::entries(self.addresses.as_fd()))?.into_iter().collect(),
-            services,
-            source_ranges: named(pin::SOURCE_RANGES, sys::entries::<SourceRangeKey, u32>(self.source_ranges.as_fd()))?
-                .into_iter()
-                .map(|(key, _)| key)
-                .collect(),
-            cidrs: named(pin::CIDRS, sys::entries::<CidrKey, CidrFlags>(self.cidrs.as_fd()))?.into_iter().collect(),
-            flags: named(pin::CONFIG, sys::lookup::<_, Config>(self.config.as_fd(), &0u32))?.flags
-                & !CONFIG_HOST_SOCKETS_ONLY,
-            node: match sys::lookup(self.uplinks.as_fd(), &NODE) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Uplink::default(),
-                node => named(pin::UPLINKS, node)?,
-            },
-        })
+        state.backends = sys::batch_entries(self.backends.as_fd(), BATCH, is_used)
+            .map_err(|source| unreadable(&Part::Backends(0..0), source))?
+            .into_iter()
+            .collect();
+        let sets = self.read_all_sets().map_err(|source| unreadable(&Part::Sets(Vec::new()), source))?;
+        // What was once a set stays an empty one.
+        let is_there = |id: &u32, set: &[BackendSlot]| !set.is_empty() || state.services.contains_key(&(id / 2));
+        state.sets = sets.into_iter().filter(|(id, set)| is_there(id, set)).collect();
+        Ok(state)
+    }
+
+    fn read_part(&mut self, part: &Part) -> Result<State, ApplyError> {
+        let mut state = State::default();
+        self.read_into(part, &mut state).map_err(|source| unreadable(part, source))?;
+        Ok(state)
+    }
+
+    fn config(&self) -> Config {
+        self.base
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
@@ -353,15 +390,17 @@ impl Dataplane for Aya {
                     let (keys, values): (Vec<_>, Vec<_>) = pairs!(run, Op::PutCidr).into_iter().unzip();
                     put_trie(&self.cidrs, pin::CIDRS, &keys, &values)
                 }
-                Op::PutFlags(flags) => {
-                    self.put_flags(*flags).map_err(|error| (0, "writing the map config".to_owned(), error))
+                Op::PutConfig(config) => put(&self.config, pin::CONFIG, &[0u32], &[*config]),
+                Op::PutUplink(..) => {
+                    let (keys, values): (Vec<_>, Vec<_>) = pairs!(run, Op::PutUplink).into_iter().unzip();
+                    put(&self.uplinks, pin::UPLINKS, &keys, &values)
                 }
-                Op::PutNode(node) => put(&self.uplinks, pin::UPLINKS, &[NODE], &[*node]),
                 Op::DeleteSourceRange(_) => {
                     delete(&self.source_ranges, pin::SOURCE_RANGES, &keys!(run, Op::DeleteSourceRange))
                 }
                 Op::DeleteCidr(_) => delete(&self.cidrs, pin::CIDRS, &keys!(run, Op::DeleteCidr)),
                 Op::DeleteFrontend(_) => delete(&self.frontends, pin::FRONTENDS, &keys!(run, Op::DeleteFrontend)),
+                Op::DeleteUplink(_) => delete(&self.uplinks, pin::UPLINKS, &keys!(run, Op::DeleteUplink)),
                 Op::DeleteAddress(_) => delete(&self.addresses, pin::ADDRESSES, &keys!(run, Op::DeleteAddress)),
                 Op::DeleteService(_) => delete(&self.services, pin::SERVICES, &keys!(run, Op::DeleteService)),
                 Op::DeleteSet(_) => {

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use svc_common::Addr;
 use svc_common::map::{
     ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, CIDR_PODS,
-    CIDR_SERVICES, CONFIG_DETECT_PODS, CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP,
-    FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES,
-    Frontend, FrontendKey, cluster_set, local_set,
+    CIDR_SERVICES, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP,
+    FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_NODE_PORT,
+    FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, cluster_set, local_set,
 };
 
-use super::State;
+use super::{NODE, State};
 use crate::object::Protocol;
 use crate::plan::PortName;
 
@@ -58,9 +58,14 @@ pub fn dump(state: &State) -> String {
         }
         let _ = writeln!(text, "range {}: {}", range_text(key.addr, key.prefix_len), what.join(", "));
     }
-    let _ = writeln!(text, "node {} {}", state.node.v4, state.node.v6);
-    for (flag, what) in [(CONFIG_DETECT_PODS, "pods are told apart"), (CONFIG_MASQUERADE_ALL, "masquerade all")] {
-        if state.flags & flag != 0 {
+    let node = state.uplinks.get(&NODE).copied().unwrap_or_default();
+    let _ = writeln!(text, "node {} {}", node.v4, node.v6);
+    for (flag, what) in [
+        (CONFIG_DETECT_PODS_V4, "IPv4 pods are told apart"),
+        (CONFIG_DETECT_PODS_V6, "IPv6 pods are told apart"),
+        (CONFIG_MASQUERADE_ALL, "masquerade all"),
+    ] {
+        if state.config.flags & flag != 0 {
             let _ = writeln!(text, "{what}");
         }
     }

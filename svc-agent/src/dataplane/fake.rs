@@ -1,7 +1,8 @@
 //! A dataplane in memory, which can be told to fail.
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{ApplyError, Dataplane, Op, State};
+use super::{ApplyError, Dataplane, Op, Part, State};
 
 #[derive(Default, Debug)]
 pub struct Fake {
@@ -29,6 +30,10 @@ impl Dataplane for Fake {
         Ok(self.state.clone())
     }
 
+    fn read_part(&mut self, _part: &Part) -> Result<State, ApplyError> {
+        self.read()
+    }
+
     fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
         for (done, op) in ops.iter().enumerate() {
             match self.faults.first_mut() {
@@ -43,6 +48,21 @@ impl Dataplane for Fake {
             self.log.push(op.clone());
         }
         Ok(())
+    }
+}
+
+/// A fake that others can look at, and change, while somebody has it.
+impl Dataplane for Arc<Mutex<Fake>> {
+    fn read(&mut self) -> Result<State, ApplyError> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).read()
+    }
+
+    fn read_part(&mut self, part: &Part) -> Result<State, ApplyError> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).read_part(part)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).apply(ops)
     }
 }
 

@@ -4,12 +4,13 @@ pub mod dump;
 pub mod fake;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::PathBuf;
 
 use svc_common::flow::Timeouts;
 use svc_common::map::{
-    AddressFlags, Backend, BackendSlot, CidrFlags, CidrKey, Counter, Frontend, FrontendKey, ServiceName,
-    SourceRangeKey, Uplink,
+    AddressFlags, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter, Frontend, FrontendKey, ServiceName,
+    SourceRangeKey, Uplink, pin,
 };
 use svc_common::{Addr, Reason};
 
@@ -26,10 +27,67 @@ pub struct State {
     pub services: BTreeMap<u32, ServiceName>,
     pub source_ranges: BTreeSet<SourceRangeKey>,
     pub cidrs: BTreeMap<CidrKey, CidrFlags>,
-    /// `CONFIG_*`.
-    pub flags: u32,
-    /// The node's own addresses: index 0 of `uplinks`.
-    pub node: Uplink,
+    pub config: Config,
+    /// By interface index; [`NODE`] has the node's own addresses.
+    pub uplinks: BTreeMap<u32, Uplink>,
+}
+
+/// The node's own addresses' place in `uplinks`.
+pub const NODE: u32 = 0;
+
+/// A share of what is in the kernel, little enough to be read between two changes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Part {
+    Frontends,
+    /// These sets, by their ids.
+    Sets(Vec<u32>),
+    /// Those with an id in this range.
+    Backends(Range<u32>),
+    Addresses,
+    Services,
+    SourceRanges,
+    Cidrs,
+    Config,
+    Uplinks,
+}
+
+impl Part {
+    /// The name of its map.
+    pub const fn map(&self) -> &'static str {
+        match self {
+            Part::Frontends => pin::FRONTENDS,
+            Part::Sets(_) => pin::BACKEND_SETS,
+            Part::Backends(_) => pin::BACKENDS,
+            Part::Addresses => pin::ADDRESSES,
+            Part::Services => pin::SERVICES,
+            Part::SourceRanges => pin::SOURCE_RANGES,
+            Part::Cidrs => pin::CIDRS,
+            Part::Config => pin::CONFIG,
+            Part::Uplinks => pin::UPLINKS,
+        }
+    }
+
+    /// All that `state` has, what is referred to before what refers to it.
+    pub fn all_of(state: &State) -> Vec<Part> {
+        const SETS: usize = 512;
+        const BACKENDS: usize = 4096;
+        let ids: Vec<u32> = state.sets.keys().copied().collect();
+        let sets = ids.chunks(SETS).map(|ids| Part::Sets(ids.to_vec()));
+        let end = state.backends.last_key_value().map_or(0, |(id, _)| id + 1);
+        let backends = (0..end).step_by(BACKENDS).map(|first| Part::Backends(first..end.min(first + BACKENDS as u32)));
+        backends
+            .chain(sets)
+            .chain([
+                Part::Services,
+                Part::SourceRanges,
+                Part::Cidrs,
+                Part::Config,
+                Part::Uplinks,
+                Part::Addresses,
+                Part::Frontends,
+            ])
+            .collect()
+    }
 }
 
 impl State {
@@ -41,13 +99,14 @@ impl State {
             Op::PutService(id, name) => drop(self.services.insert(*id, *name)),
             Op::PutSourceRange(key) => drop(self.source_ranges.insert(*key)),
             Op::PutCidr(key, flags) => drop(self.cidrs.insert(*key, *flags)),
-            Op::PutFlags(flags) => self.flags = *flags,
-            Op::PutNode(node) => self.node = *node,
+            Op::PutConfig(config) => self.config = *config,
+            Op::PutUplink(index, uplink) => drop(self.uplinks.insert(*index, *uplink)),
             Op::PutAddress(addr, flags) => drop(self.addresses.insert(*addr, *flags)),
             Op::PutFrontend(key, frontend) => drop(self.frontends.insert(*key, *frontend)),
             Op::DeleteFrontend(key) => drop(self.frontends.remove(key)),
             Op::DeleteSourceRange(key) => drop(self.source_ranges.remove(key)),
             Op::DeleteCidr(key) => drop(self.cidrs.remove(key)),
+            Op::DeleteUplink(index) => drop(self.uplinks.remove(index)),
             Op::DeleteAddress(addr) => drop(self.addresses.remove(addr)),
             Op::DeleteService(id) => drop(self.services.remove(id)),
             Op::DeleteSet(id) => drop(self.sets.remove(id)),
@@ -64,14 +123,14 @@ pub enum Op {
     PutService(u32, ServiceName),
     PutSourceRange(SourceRangeKey),
     PutCidr(CidrKey, CidrFlags),
-    /// Of the configuration.
-    PutFlags(u32),
-    PutNode(Uplink),
+    PutConfig(Config),
+    PutUplink(u32, Uplink),
     PutAddress(Addr, AddressFlags),
     PutFrontend(FrontendKey, Frontend),
     DeleteFrontend(FrontendKey),
     DeleteSourceRange(SourceRangeKey),
     DeleteCidr(CidrKey),
+    DeleteUplink(u32),
     DeleteAddress(Addr),
     DeleteService(u32),
     DeleteSet(u32),
@@ -98,6 +157,18 @@ pub trait Dataplane: Send {
     /// # Errors
     /// Where a map cannot be read.
     fn read(&mut self) -> Result<State, ApplyError>;
+
+    /// What is in the kernel of this part now; of all others nothing, or anything. A set that has no service and no
+    /// backend may be left out.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    fn read_part(&mut self, part: &Part) -> Result<State, ApplyError>;
+
+    /// What the configuration says beside what the objects decide: everything but the flags, and of those some.
+    fn config(&self) -> Config {
+        Config::default()
+    }
 
     /// Carries the operations out in their order; runs of one kind go to the kernel as one batch.
     ///
@@ -131,6 +202,8 @@ pub struct Settings {
     /// In backend ids.
     pub max_backends: u32,
     pub timeouts: Timeouts,
+    /// In addresses with port and protocol.
+    pub max_frontends: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]

@@ -4,8 +4,10 @@ pub mod decode;
 pub mod kubernetes;
 pub mod manifests;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use svc_common::map::Uplink;
 use tokio::sync::mpsc;
 
 use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
@@ -17,11 +19,11 @@ pub enum Kind {
     EndpointSlice,
     Node,
     ServiceCidr,
-    Address,
+    Interface,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr, Kind::Address];
+    pub const ALL: [Kind; 5] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr, Kind::Interface];
 
     pub const fn label(self) -> &'static str {
         match self {
@@ -29,7 +31,7 @@ impl Kind {
             Kind::EndpointSlice => "endpointslices",
             Kind::Node => "node",
             Kind::ServiceCidr => "servicecidrs",
-            Kind::Address => "addresses",
+            Kind::Interface => "interfaces",
         }
     }
 }
@@ -50,8 +52,25 @@ pub enum Event {
     PutServiceCidr(ServiceCidr),
     /// By name.
     DeleteServiceCidr(Box<str>),
-    /// All addresses of the node's interfaces that other machines could use.
-    Addresses(Vec<IpAddr>),
+    Interfaces(Interfaces),
+}
+
+/// The node's interfaces, as far as Services are concerned.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Interfaces {
+    /// All addresses that other machines could use, each once, those of the first interfaces first.
+    pub addresses: Vec<IpAddr>,
+    /// What traffic that leaves by an interface takes as its source: its first addresses, by the interface's index.
+    pub sources: BTreeMap<u32, Uplink>,
+    /// The first uplink; none while it is not there.
+    pub uplink: Option<Link>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Link {
+    pub index: u32,
+    /// Its link address as it stands in a packet; zeros where it has none.
+    pub address: [u16; 3],
 }
 
 /// The way to the task that owns the state. Bounded: while the kernel is being written, a flood of events waits in the
