@@ -1,6 +1,7 @@
 //! What addresses are by the ranges that they are in: pods', and those that ClusterIPs are taken from.
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use svc_common::Addr;
@@ -8,6 +9,43 @@ use svc_common::map::{CIDR_PODS, CIDR_SERVICES, CidrFlags, CidrKey, MAX_CIDRS};
 
 use crate::object::Node;
 use crate::plan::range;
+
+/// By what pods are told, in kube-proxy's words.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DetectLocalMode {
+    /// Their addresses, given by --cluster-cidr.
+    #[default]
+    #[value(name = "ClusterCIDR")]
+    ClusterCidr,
+    /// The addresses that the Node object has for its pods.
+    #[value(name = "NodeCIDR")]
+    NodeCidr,
+    /// The interface that they come in by, given by --pod-bridge-interface.
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    /// The interface that they come in by, whose name begins with --pod-interface-name-prefix.
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+}
+
+impl DetectLocalMode {
+    pub const fn label(self) -> &'static str {
+        match self {
+            DetectLocalMode::ClusterCidr => "ClusterCIDR",
+            DetectLocalMode::NodeCidr => "NodeCIDR",
+            DetectLocalMode::BridgeInterface => "BridgeInterface",
+            DetectLocalMode::InterfaceNamePrefix => "InterfaceNamePrefix",
+        }
+    }
+}
+
+impl FromStr for DetectLocalMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        clap::ValueEnum::from_str(text, false)
+    }
+}
 
 /// How the node's pods are told from everybody else (kube-proxy's detectLocalMode).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -16,6 +16,7 @@ pub mod ids;
 pub mod inspect;
 #[cfg(feature = "kernel-log")]
 pub mod kernel_log;
+pub mod kube_proxy_config;
 pub mod metrics;
 pub mod notes;
 pub mod object;

@@ -1,4 +1,4 @@
-//! `/metrics` in Prometheus' text format.
+//! `/metrics` in Prometheus' text format, and what else kube-proxy serves on that port.
 use std::fmt::{Display, Write as _};
 use std::time::UNIX_EPOCH;
 
@@ -8,12 +8,21 @@ use crate::dataplane::ReadCounters;
 use crate::serve::Answer;
 use crate::status::{BUCKETS, Histogram, Status};
 
-pub fn answer(path: &str, status: &Status, counters: Option<&ReadCounters>) -> Option<Answer> {
-    (path == "/metrics").then(|| Answer {
-        status: StatusCode::OK,
-        content_type: "text/plain; version=0.0.4; charset=utf-8",
-        body: text(status, counters),
-    })
+/// What svc calls its own way, where kube-proxy has iptables, ipvs or nftables.
+pub const PROXY_MODE: &str = "ebpf";
+
+/// Kube-proxy's paths on its metrics port. `configz` is what the last of them says.
+pub fn answer(path: &str, status: &Status, counters: Option<&ReadCounters>, configz: &str) -> Option<Answer> {
+    const PLAIN: &str = "text/plain; charset=utf-8";
+    let (content_type, body) = match path {
+        "/metrics" => ("text/plain; version=0.0.4; charset=utf-8", text(status, counters)),
+        "/proxyMode" => (PLAIN, PROXY_MODE.to_owned()),
+        // That the process answers; the health of its work is on a port of its own.
+        "/healthz" => (PLAIN, "ok".to_owned()),
+        "/configz" => ("application/json", configz.to_owned()),
+        _ => return None,
+    };
+    Some(Answer { status: StatusCode::OK, content_type, body })
 }
 
 fn text(status: &Status, counters: Option<&ReadCounters>) -> String {
@@ -108,7 +117,7 @@ mod tests {
         let status = Status::default();
         status.synced(Sync { took: Duration::from_millis(2), operations: 3, services: 1, frontends: 2, backends: 4 });
         let read = || Reason::ALL.iter().map(|reason| (*reason, Counter { packets: 5, bytes: 6 })).collect();
-        let page = answer("/metrics", &status, Some(&read)).unwrap().body;
+        let page = answer("/metrics", &status, Some(&read), "").unwrap().body;
         let mut family = "";
         for line in page.lines() {
             if let Some(announced) = line.strip_prefix("# TYPE ") {
@@ -129,8 +138,17 @@ mod tests {
     }
 
     #[test]
+    fn the_other_paths_are_kube_proxys() {
+        let body = |path| answer(path, &Status::default(), None, "{}").map(|answer| answer.body);
+        assert_eq!(body("/proxyMode").as_deref(), Some("ebpf"));
+        assert_eq!(body("/healthz").as_deref(), Some("ok"));
+        assert_eq!(body("/configz").as_deref(), Some("{}"));
+        assert_eq!(body("/"), None);
+    }
+
+    #[test]
     fn before_the_first_sync_there_is_no_time_of_one() {
-        let page = answer("/metrics", &Status::default(), None).unwrap().body;
+        let page = answer("/metrics", &Status::default(), None, "").unwrap().body;
         assert!(!page.contains("svc_sync_last_timestamp_seconds"));
         assert!(page.contains("svc_source_connected 0\n"));
     }

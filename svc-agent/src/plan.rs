@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use serde::{Serialize, Serializer};
 use svc_common::Addr;
 use svc_common::map::{
     FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL,
@@ -378,6 +379,17 @@ pub enum NodePortAddresses {
     /// The node's primary addresses, as its Node object lists them.
     Primary,
     In(Vec<IpNet>),
+}
+
+/// As kube-proxy's configuration has it: a list.
+impl Serialize for NodePortAddresses {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            NodePortAddresses::All => serializer.collect_seq(std::iter::empty::<&str>()),
+            NodePortAddresses::Primary => serializer.collect_seq(["primary"]),
+            NodePortAddresses::In(nets) => serializer.collect_seq(nets.iter().map(ToString::to_string)),
+        }
+    }
 }
 
 impl FromStr for NodePortAddresses {

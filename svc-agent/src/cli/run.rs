@@ -1,18 +1,20 @@
 //! `svc-agent run`: wires the sources to the reconciler and that to the kernel.
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, ensure};
 use ipnet::IpNet;
+use serde_json::json;
 use svc_common::map::MAX_BACKEND_ID;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::cidrs::PodDetector;
+use crate::cidrs::{DetectLocalMode, PodDetector};
 use crate::dataplane::{Dataplane as _, Settings, SocketLb, XdpMode, aya};
+use crate::kube_proxy_config::{self, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT};
 use crate::notes::Notes;
 use crate::plan::NodePortAddresses;
 use crate::pods::{PodInterfaces, Pods};
@@ -23,11 +25,17 @@ use crate::{health, host, metrics, notes, serve, service_health, sweep};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
+/// Between two looks at whether the configuration file has changed.
+const CONFIG_EVERY: Duration = Duration::from_secs(5);
 /// For the write that is under way when the agent is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
+    /// A configuration file of kube-proxy's (KubeProxyConfiguration); flags have precedence.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     /// Watch the API server that this file names [default: the pod's service account].
     #[arg(long, value_name = "PATH", conflicts_with = "manifests")]
     kubeconfig: Option<PathBuf>,
@@ -76,33 +84,33 @@ pub struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     cluster_cidr: Vec<IpNet>,
 
-    /// By what the cluster's pods are told from other clients.
-    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
-    detect_local_mode: DetectLocalMode,
+    /// By what the cluster's pods are told from other clients [default: ClusterCIDR].
+    #[arg(long, value_name = "MODE", value_enum)]
+    detect_local_mode: Option<DetectLocalMode>,
 
     /// With --detect-local-mode BridgeInterface: the bridge that pods are behind.
-    #[arg(long, value_name = "IFACE", required_if_eq("detect_local_mode", "BridgeInterface"))]
+    #[arg(long, value_name = "IFACE")]
     pod_bridge_interface: Option<String>,
 
     /// With --detect-local-mode InterfaceNamePrefix: how the names of pods' interfaces begin.
-    #[arg(long, value_name = "PREFIX", required_if_eq("detect_local_mode", "InterfaceNamePrefix"))]
+    #[arg(long, value_name = "PREFIX")]
     pod_interface_name_prefix: Option<String>,
 
     /// Give every connection to a ClusterIP an address of this node as its source.
-    #[arg(long)]
-    masquerade_all: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    masquerade_all: Option<bool>,
 
     /// Where node ports answer: CIDRs, or `primary` [default: all addresses of the node].
-    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
-    nodeport_addresses: NodePortAddresses,
+    #[arg(long, value_name = "LIST")]
+    nodeport_addresses: Option<NodePortAddresses>,
 
-    /// Where /healthz and /livez are served.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256")]
-    healthz_bind_address: SocketAddr,
+    /// Where /healthz and /livez are served [default: 0.0.0.0:10256].
+    #[arg(long, value_name = "ADDRESS")]
+    healthz_bind_address: Option<SocketAddr>,
 
-    /// Where /metrics is served.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
-    metrics_bind_address: SocketAddr,
+    /// Where /metrics is served [default: 127.0.0.1:10249].
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_bind_address: Option<SocketAddr>,
 
     /// How many flows the kernel keeps track of at a time.
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(64..=1 << 28))]
@@ -124,13 +132,14 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 25))]
     max_frontends: Option<u32>,
 
-    /// The least time between two writes to the kernel: what changes meanwhile goes together in the next one.
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
-    min_sync_period: Duration,
+    /// The least time between two writes to the kernel: what changes meanwhile goes together in the next one [default:
+    /// 0s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    min_sync_period: Option<Duration>,
 
-    /// How often the kernel's maps and links are compared with what they should be, and repaired.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
-    sync_period: Duration,
+    /// How often the kernel's maps and links are compared with what they should be, and repaired [default: 30s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    sync_period: Option<Duration>,
 }
 
 /// As Go writes it: 30s, 1m30s, 500ms.
@@ -139,37 +148,129 @@ fn duration(text: &str) -> Result<Duration, String> {
     if duration.is_negative() { Err("it is negative".to_owned()) } else { Ok(duration.into()) }
 }
 
-/// Kube-proxy's names.
-#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
-enum DetectLocalMode {
-    /// Their addresses, given by --cluster-cidr.
-    #[default]
-    #[value(name = "ClusterCIDR")]
-    ClusterCidr,
-    /// The addresses that the Node object has for its pods.
-    #[value(name = "NodeCIDR")]
-    NodeCidr,
-    /// The interface that they come in by, given by --pod-bridge-interface.
-    #[value(name = "BridgeInterface")]
-    BridgeInterface,
-    /// The interface that they come in by, whose name begins with --pod-interface-name-prefix.
-    #[value(name = "InterfaceNamePrefix")]
-    InterfaceNamePrefix,
+/// What flags and the configuration file say together, flags first, and else the defaults.
+struct Effective {
+    node_name: String,
+    healthz_bind_address: SocketAddr,
+    metrics_bind_address: SocketAddr,
+    cluster_cidr: Vec<IpNet>,
+    detect_local_mode: DetectLocalMode,
+    bridge_interface: Option<String>,
+    interface_name_prefix: Option<String>,
+    masquerade_all: bool,
+    nodeport_addresses: NodePortAddresses,
+    min_sync_period: Duration,
+    sync_period: Duration,
+    kubeconfig: Option<PathBuf>,
 }
 
-fn pod_detector(args: &Args) -> PodDetector {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let detector = match args.detect_local_mode {
-        DetectLocalMode::ClusterCidr if args.cluster_cidr.is_empty() => PodDetector::None,
-        DetectLocalMode::ClusterCidr => PodDetector::ClusterCidr(args.cluster_cidr.clone()),
-        DetectLocalMode::NodeCidr => PodDetector::NodeCidr,
-        DetectLocalMode::BridgeInterface => PodDetector::BridgeInterface(text(&args.pod_bridge_interface)),
-        DetectLocalMode::InterfaceNamePrefix => PodDetector::InterfaceNamePrefix(text(&args.pod_interface_name_prefix)),
-    };
-    if matches!(detector, PodDetector::BridgeInterface(_) | PodDetector::InterfaceNamePrefix(_)) {
-        warn!("--detect-local-mode {:?}: pods cannot be told by interface: none is", args.detect_local_mode);
+impl Effective {
+    fn new(args: &Args, file: KubeProxyConfig) -> anyhow::Result<Self> {
+        let name = |name: Option<String>| name.map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty());
+        let node_name = name(args.node_name.clone()).or_else(|| name(file.hostname_override)).or_else(host_name);
+        let pace = Pace::default();
+        let effective = Effective {
+            node_name: node_name.context("--node-name is not given, and the host has no name")?,
+            healthz_bind_address: args
+                .healthz_bind_address
+                .or(file.healthz_bind_address)
+                .unwrap_or((Ipv4Addr::UNSPECIFIED, HEALTHZ_PORT).into()),
+            metrics_bind_address: args
+                .metrics_bind_address
+                .or(file.metrics_bind_address)
+                .unwrap_or((Ipv4Addr::LOCALHOST, METRICS_PORT).into()),
+            cluster_cidr: if args.cluster_cidr.is_empty() { file.cluster_cidr } else { args.cluster_cidr.clone() },
+            detect_local_mode: args.detect_local_mode.or(file.detect_local_mode).unwrap_or_default(),
+            bridge_interface: args.pod_bridge_interface.clone().or(file.bridge_interface),
+            interface_name_prefix: args.pod_interface_name_prefix.clone().or(file.interface_name_prefix),
+            masquerade_all: args.masquerade_all.or(file.masquerade_all).unwrap_or_default(),
+            nodeport_addresses: args.nodeport_addresses.clone().or(file.nodeport_addresses).unwrap_or_default(),
+            min_sync_period: args.min_sync_period.or(file.min_sync_period).unwrap_or(pace.min_sync_period),
+            sync_period: args.sync_period.or(file.sync_period).unwrap_or(pace.sync_period),
+            kubeconfig: args.kubeconfig.clone().or(file.kubeconfig.filter(|_| args.manifests.is_none())),
+        };
+        ensure!(
+            effective.sync_period > Duration::ZERO && effective.min_sync_period <= effective.sync_period,
+            "--sync-period must be longer than nothing, and no shorter than --min-sync-period"
+        );
+        Ok(effective)
     }
-    detector
+
+    /// As kube-proxy's /configz has it.
+    fn configz(&self) -> String {
+        let list = |items: &[IpNet]| items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        // As Go writes it.
+        let duration = |duration: Duration| match duration {
+            Duration::ZERO => "0s".to_owned(),
+            other => kube::core::Duration::from(other).to_string(),
+        };
+        json!({ "kubeproxy.config.k8s.io": {
+            "kind": "KubeProxyConfiguration",
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "clientConnection": { "kubeconfig": self.kubeconfig.clone().unwrap_or_default() },
+            "hostnameOverride": self.node_name,
+            "healthzBindAddress": self.healthz_bind_address,
+            "metricsBindAddress": self.metrics_bind_address,
+            "mode": metrics::PROXY_MODE,
+            metrics::PROXY_MODE: {
+                "masqueradeAll": self.masquerade_all,
+                "syncPeriod": duration(self.sync_period),
+                "minSyncPeriod": duration(self.min_sync_period),
+            },
+            "detectLocalMode": self.detect_local_mode.label(),
+            "detectLocal": {
+                "bridgeInterface": self.bridge_interface.clone().unwrap_or_default(),
+                "interfaceNamePrefix": self.interface_name_prefix.clone().unwrap_or_default(),
+            },
+            "clusterCIDR": list(&self.cluster_cidr),
+            "nodePortAddresses": self.nodeport_addresses,
+        } })
+        .to_string()
+    }
+
+    fn pod_detector(&self) -> anyhow::Result<PodDetector> {
+        let mode = self.detect_local_mode;
+        let needed = |text: &Option<String>, flag: &str| {
+            text.clone().with_context(|| format!("--detect-local-mode {} needs {flag}", mode.label()))
+        };
+        let detector = match mode {
+            DetectLocalMode::ClusterCidr if self.cluster_cidr.is_empty() => PodDetector::None,
+            DetectLocalMode::ClusterCidr => PodDetector::ClusterCidr(self.cluster_cidr.clone()),
+            DetectLocalMode::NodeCidr => PodDetector::NodeCidr,
+            DetectLocalMode::BridgeInterface => {
+                PodDetector::BridgeInterface(needed(&self.bridge_interface, "--pod-bridge-interface")?)
+            }
+            DetectLocalMode::InterfaceNamePrefix => {
+                PodDetector::InterfaceNamePrefix(needed(&self.interface_name_prefix, "--pod-interface-name-prefix")?)
+            }
+        };
+        if matches!(detector, PodDetector::BridgeInterface(_) | PodDetector::InterfaceNamePrefix(_)) {
+            warn!("--detect-local-mode {}: pods cannot be told by interface: none is", mode.label());
+        }
+        Ok(detector)
+    }
+}
+
+/// The file of --config, and its text.
+fn read_config(path: &Path) -> anyhow::Result<(KubeProxyConfig, String)> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("--config {}", path.display()))?;
+    let (config, warnings) = kube_proxy_config::parse(&text).with_context(|| format!("--config {}", path.display()))?;
+    for warning in warnings {
+        warn!(file = %path.display(), "no effect: {warning}");
+    }
+    Ok((config, text))
+}
+
+/// Returns when the file's text is another one. As with kube-proxy, a restart is what brings it into force.
+async fn changed(config: Option<(PathBuf, String)>) {
+    let Some((path, text)) = config else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(CONFIG_EVERY).await;
+        // A file that is being replaced may be away for a moment.
+        if std::fs::read_to_string(&path).is_ok_and(|now| now != text) {
+            return;
+        }
+    }
 }
 
 /// Returns at SIGTERM or SIGINT; the kernel part stays attached.
@@ -192,27 +293,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 async fn serve(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let node_name = match &args.node_name {
-        Some(name) if !name.trim().is_empty() => name.trim().to_lowercase(),
-        _ => host_name().context("--node-name is not given, and the host has no name")?,
+    let (file, config_text) = match &args.config {
+        Some(path) => read_config(path).map(|(config, text)| (config, Some((path.clone(), text))))?,
+        None => Default::default(),
     };
-    ensure!(
-        args.sync_period > Duration::ZERO && args.min_sync_period <= args.sync_period,
-        "--sync-period must be longer than nothing, and no shorter than --min-sync-period"
-    );
+    let oom_score_adj = file.oom_score_adj;
+    let effective = Effective::new(&args, file)?;
+    let pods = effective.pod_detector()?;
+    let node_name = effective.node_name.clone();
+    if let Some(score) = oom_score_adj {
+        std::fs::write("/proc/self/oom_score_adj", score.to_string()).context("setting oomScoreAdj")?;
+    }
     let status = Arc::new(Status::default());
-    let healthz = serve::bind("--healthz-bind-address", args.healthz_bind_address).await?;
-    let metrics = serve::bind("--metrics-bind-address", args.metrics_bind_address).await?;
+    let healthz = serve::bind("--healthz-bind-address", effective.healthz_bind_address).await?;
+    let metrics = serve::bind("--metrics-bind-address", effective.metrics_bind_address).await?;
     // A folder or a client that cannot be had is told before the kernel is touched.
     let source = match &args.manifests {
         Some(directory) => {
             std::fs::read_dir(directory).with_context(|| format!("--manifests {}", directory.display()))?;
             Source::Manifests(directory.clone())
         }
-        None => Source::Kubernetes(kubernetes::connect(args.kubeconfig.as_deref(), args.api_server.as_deref()).await?),
+        None => {
+            Source::Kubernetes(kubernetes::connect(effective.kubeconfig.as_deref(), args.api_server.as_deref()).await?)
+        }
     };
 
-    let pods = pod_detector(&args);
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "starting");
     let uplinks = host::uplinks(&args.uplinks)?;
     let first_uplink = uplinks[0].clone();
@@ -232,21 +337,24 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     tokio::spawn(sweep::run(args.bpffs));
 
     let pod_interfaces =
-        Pods::start(args.pod_interfaces, uplinks, programs, args.sync_period, Arc::clone(&status)).await?;
+        Pods::start(args.pod_interfaces, uplinks, programs, effective.sync_period, Arc::clone(&status)).await?;
 
     let health_status = Arc::clone(&status);
     tokio::spawn(serve::serve(healthz, move |path| health::answer(path, &health_status, SystemTime::now())));
     let (metrics_status, counters) = (Arc::clone(&status), dataplane.counters());
-    tokio::spawn(serve::serve(metrics, move |path| metrics::answer(path, &metrics_status, counters.as_deref())));
+    let configz = effective.configz();
+    tokio::spawn(serve::serve(metrics, move |path| {
+        metrics::answer(path, &metrics_status, counters.as_deref(), &configz)
+    }));
 
     let (events, inbox) = mpsc::channel(EVENTS);
     let config = Config {
         node_name: node_name.clone(),
-        nodeport_addresses: args.nodeport_addresses,
+        nodeport_addresses: effective.nodeport_addresses.clone(),
         pods,
-        masquerade_all: args.masquerade_all,
+        masquerade_all: effective.masquerade_all,
         limits: dataplane.limits(),
-        pace: Pace { min_sync_period: args.min_sync_period, sync_period: args.sync_period },
+        pace: Pace { min_sync_period: effective.min_sync_period, sync_period: effective.sync_period },
     };
     let (health_checks, wanted_checks) = watch::channel(service_health::Checks::default());
     let (notes, told) = match &source {
@@ -289,6 +397,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             result?;
             anyhow::bail!("the sources ended, which they never should")
         }
+        () = changed(config_text) => anyhow::bail!("the file of --config has changed: stopping, to be started with the new one"),
         _ = &mut has_stopped => anyhow::bail!("the reconciler stopped, which it never should"),
         _ = terminate.recv() => info!("SIGTERM: stopping; what is in the kernel stays in force"),
         _ = interrupt.recv() => info!("SIGINT: stopping; what is in the kernel stays in force"),
@@ -323,4 +432,115 @@ fn require_privilege() -> anyhow::Result<()> {
         anyhow::bail!("run needs root, or the capabilities NET_ADMIN and BPF: try sudo");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn effective(flags: &[&str], file: KubeProxyConfig) -> anyhow::Result<Effective> {
+        let cli = Cli::try_parse_from(["svc-agent", "run", "--node-name", "a"].iter().chain(flags)).unwrap();
+        let Command::Run(args) = cli.command else { panic!("another subcommand") };
+        Effective::new(&args, file)
+    }
+
+    fn file() -> KubeProxyConfig {
+        KubeProxyConfig {
+            kubeconfig: Some("/file".into()),
+            hostname_override: Some("of-file".to_owned()),
+            healthz_bind_address: Some("192.0.2.1:1".parse().unwrap()),
+            cluster_cidr: vec!["10.1.0.0/16".parse().unwrap()],
+            detect_local_mode: Some(DetectLocalMode::NodeCidr),
+            nodeport_addresses: Some(NodePortAddresses::Primary),
+            masquerade_all: Some(true),
+            min_sync_period: Some(Duration::from_secs(1)),
+            sync_period: Some(Duration::from_secs(10)),
+            ..KubeProxyConfig::default()
+        }
+    }
+
+    fn in_force(effective: &Effective) -> serde_json::Value {
+        let all: serde_json::Value = serde_json::from_str(&effective.configz()).unwrap();
+        all["kubeproxy.config.k8s.io"].clone()
+    }
+
+    #[test]
+    fn without_flag_and_file_the_defaults_are_kube_proxys_but_for_the_pause_between_writes() {
+        let config = in_force(&effective(&[], KubeProxyConfig::default()).unwrap());
+        for (field, value) in [
+            ("/healthzBindAddress", json!("0.0.0.0:10256")),
+            ("/metricsBindAddress", json!("127.0.0.1:10249")),
+            ("/detectLocalMode", json!("ClusterCIDR")),
+            ("/nodePortAddresses", json!([])),
+            ("/ebpf/masqueradeAll", json!(false)),
+            ("/ebpf/syncPeriod", json!("30s")),
+            ("/ebpf/minSyncPeriod", json!("0s")),
+        ] {
+            assert_eq!(config.pointer(field), Some(&value), "{field}");
+        }
+    }
+
+    #[test]
+    fn the_file_counts_where_no_flag_is_given() {
+        let config = in_force(&effective(&[], file()).unwrap());
+        for (field, value) in [
+            ("/clientConnection/kubeconfig", json!("/file")),
+            ("/healthzBindAddress", json!("192.0.2.1:1")),
+            ("/clusterCIDR", json!("10.1.0.0/16")),
+            ("/detectLocalMode", json!("NodeCIDR")),
+            ("/nodePortAddresses", json!(["primary"])),
+            ("/ebpf/masqueradeAll", json!(true)),
+            ("/ebpf/syncPeriod", json!("10s")),
+            ("/ebpf/minSyncPeriod", json!("1s")),
+        ] {
+            assert_eq!(config.pointer(field), Some(&value), "{field}");
+        }
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let flags = [
+            "--kubeconfig=/flag",
+            "--healthz-bind-address=192.0.2.2:2",
+            "--cluster-cidr=10.2.0.0/16,fd00::/64",
+            "--detect-local-mode=ClusterCIDR",
+            "--nodeport-addresses=",
+            "--masquerade-all=false",
+            "--sync-period=1m",
+            "--min-sync-period=0s",
+        ];
+        let config = in_force(&effective(&flags, file()).unwrap());
+        for (field, value) in [
+            ("/clientConnection/kubeconfig", json!("/flag")),
+            ("/hostnameOverride", json!("a")),
+            ("/healthzBindAddress", json!("192.0.2.2:2")),
+            ("/clusterCIDR", json!("10.2.0.0/16,fd00::/64")),
+            ("/detectLocalMode", json!("ClusterCIDR")),
+            ("/nodePortAddresses", json!([])),
+            ("/ebpf/masqueradeAll", json!(false)),
+            ("/ebpf/minSyncPeriod", json!("0s")),
+        ] {
+            assert_eq!(config.pointer(field), Some(&value), "{field}");
+        }
+    }
+
+    #[test]
+    fn a_pace_that_cannot_be_is_refused() {
+        assert!(effective(&["--sync-period=0s"], KubeProxyConfig::default()).is_err());
+        assert!(effective(&["--sync-period=1s", "--min-sync-period=2s"], KubeProxyConfig::default()).is_err());
+    }
+
+    #[test]
+    fn a_detector_by_interface_needs_the_interface() {
+        let by_bridge = |flags: &[&str]| {
+            let flags = [&["--detect-local-mode=BridgeInterface"], flags].concat();
+            effective(&flags, KubeProxyConfig::default()).unwrap().pod_detector()
+        };
+        assert!(by_bridge(&[]).unwrap_err().to_string().contains("--pod-bridge-interface"));
+        let detector = by_bridge(&["--pod-bridge-interface=cni0"]).unwrap();
+        assert_eq!(detector, PodDetector::BridgeInterface("cni0".to_owned()));
+    }
 }

@@ -1,0 +1,369 @@
+//! Kube-proxy's configuration file, KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), with its own field names.
+//! Each field is taken, or named in a warning where it is set and has no meaning here. As in kube-proxy, a field that is
+//! empty, zero or false is as good as not given. Unlike there, a field that does not exist is an error.
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::cidrs::DetectLocalMode;
+use crate::plan::NodePortAddresses;
+
+/// Kube-proxy's ports for health and for metrics.
+pub const HEALTHZ_PORT: u16 = 10256;
+pub const METRICS_PORT: u16 = 10249;
+
+/// What counts of the file. None, or empty: the file does not say.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct KubeProxyConfig {
+    pub kubeconfig: Option<PathBuf>,
+    pub hostname_override: Option<String>,
+    pub healthz_bind_address: Option<SocketAddr>,
+    pub metrics_bind_address: Option<SocketAddr>,
+    pub cluster_cidr: Vec<IpNet>,
+    pub detect_local_mode: Option<DetectLocalMode>,
+    pub bridge_interface: Option<String>,
+    pub interface_name_prefix: Option<String>,
+    pub nodeport_addresses: Option<NodePortAddresses>,
+    pub masquerade_all: Option<bool>,
+    pub min_sync_period: Option<Duration>,
+    pub sync_period: Option<Duration>,
+    pub oom_score_adj: Option<i32>,
+}
+
+/// What becomes of a field.
+#[derive(Clone, Copy)]
+enum Use {
+    Taken,
+    /// Of the section of one proxy mode: taken in that mode.
+    OfMode,
+    /// It has no meaning here, since ...
+    No(&'static str),
+}
+
+const NO_CONNTRACK: &str = "svc has a flow table of its own, and uses no conntrack";
+const NO_MARKS: &str = "svc marks no packets";
+const CLIENT: &str = "the client is svc's own";
+const NOT_WINDOWS: &str = "this is not Windows";
+const NO_IPVS: &str = "svc does not use IPVS";
+const LOGGING: &str = "logging is set by --verbose and --log-format";
+
+/// Every field there is, and some that there were, by path.
+const FIELDS: [(&str, Use); 56] = [
+    ("apiVersion", Use::Taken),
+    ("kind", Use::Taken),
+    // Not the file's own, but what kubectl and kind write.
+    ("metadata", Use::Taken),
+    ("featureGates", Use::No("svc has no feature gates")),
+    ("clientConnection.kubeconfig", Use::Taken),
+    ("clientConnection.acceptContentTypes", Use::No(CLIENT)),
+    ("clientConnection.contentType", Use::No(CLIENT)),
+    ("clientConnection.qps", Use::No(CLIENT)),
+    ("clientConnection.burst", Use::No(CLIENT)),
+    ("logging.format", Use::No(LOGGING)),
+    ("logging.flushFrequency", Use::No(LOGGING)),
+    ("logging.verbosity", Use::No(LOGGING)),
+    ("logging.vmodule", Use::No(LOGGING)),
+    ("logging.options", Use::No(LOGGING)),
+    ("hostnameOverride", Use::Taken),
+    ("bindAddress", Use::Taken),
+    ("healthzBindAddress", Use::Taken),
+    ("metricsBindAddress", Use::Taken),
+    // It always is.
+    ("bindAddressHardFail", Use::Taken),
+    ("enableProfiling", Use::No("svc serves no profiles")),
+    ("showHiddenMetricsForVersion", Use::No("svc hides no metrics")),
+    ("mode", Use::Taken),
+    ("iptables.masqueradeBit", Use::No(NO_MARKS)),
+    ("iptables.masqueradeAll", Use::OfMode),
+    ("iptables.localhostNodePorts", Use::No("node ports always answer on the loopback addresses, to the node itself")),
+    ("iptables.syncPeriod", Use::OfMode),
+    ("iptables.minSyncPeriod", Use::OfMode),
+    ("ipvs.syncPeriod", Use::OfMode),
+    ("ipvs.minSyncPeriod", Use::OfMode),
+    ("ipvs.scheduler", Use::No(NO_IPVS)),
+    ("ipvs.excludeCIDRs", Use::No(NO_IPVS)),
+    ("ipvs.strictARP", Use::No(NO_IPVS)),
+    ("ipvs.tcpTimeout", Use::No(NO_IPVS)),
+    ("ipvs.tcpFinTimeout", Use::No(NO_IPVS)),
+    ("ipvs.udpTimeout", Use::No(NO_IPVS)),
+    ("nftables.masqueradeBit", Use::No(NO_MARKS)),
+    ("nftables.masqueradeAll", Use::OfMode),
+    ("nftables.syncPeriod", Use::OfMode),
+    ("nftables.minSyncPeriod", Use::OfMode),
+    ("winkernel", Use::No(NOT_WINDOWS)),
+    ("detectLocalMode", Use::Taken),
+    ("detectLocal.bridgeInterface", Use::Taken),
+    ("detectLocal.interfaceNamePrefix", Use::Taken),
+    ("clusterCIDR", Use::Taken),
+    ("nodePortAddresses", Use::Taken),
+    ("oomScoreAdj", Use::Taken),
+    ("conntrack.maxPerCore", Use::No(NO_CONNTRACK)),
+    ("conntrack.min", Use::No(NO_CONNTRACK)),
+    ("conntrack.tcpEstablishedTimeout", Use::No(NO_CONNTRACK)),
+    ("conntrack.tcpCloseWaitTimeout", Use::No(NO_CONNTRACK)),
+    ("conntrack.tcpBeLiberal", Use::No(NO_CONNTRACK)),
+    ("conntrack.udpTimeout", Use::No(NO_CONNTRACK)),
+    ("conntrack.udpStreamTimeout", Use::No(NO_CONNTRACK)),
+    ("configSyncPeriod", Use::No("watches need no list to be read again")),
+    ("portRange", Use::No("kube-proxy has not used it for long, either")),
+    ("windowsRunAsService", Use::No(NOT_WINDOWS)),
+];
+
+/// Also returns a warning for each field that is set and has no meaning here.
+///
+/// # Errors
+/// Where the text is none of this kind and version, has a field that does not exist, or one with a value that it cannot
+/// have; the error names the field.
+pub fn parse(text: &str) -> anyhow::Result<(KubeProxyConfig, Vec<String>)> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    let file: Value = serde_saphyr::from_str_with_options(text, options).context("it is no YAML")?;
+    let file = File(file);
+    let (version, kind) = (file.text("apiVersion")?, file.text("kind")?);
+    ensure!(
+        kind.as_deref() == Some("KubeProxyConfiguration")
+            && version.as_deref() == Some("kubeproxy.config.k8s.io/v1alpha1"),
+        "it is no KubeProxyConfiguration of kubeproxy.config.k8s.io/v1alpha1, but kind {kind:?} of apiVersion {version:?}"
+    );
+    let section = match file.text("mode")?.as_deref() {
+        None | Some("iptables") => "iptables",
+        Some("nftables") => "nftables",
+        Some("ipvs") => "ipvs",
+        Some(other) => bail!("mode: {other:?} is no mode of kube-proxy on Linux"),
+    };
+    let mut warnings = Vec::new();
+    check(&file.0, "", section, &mut warnings)?;
+
+    let everywhere = match file.address("bindAddress")? {
+        Some(address) if !address.is_unspecified() => {
+            warnings
+                .push("bindAddress: the node's addresses are those of its Node object and its interfaces".to_owned());
+            address.is_ipv6().then_some(address)
+        }
+        address => address.filter(IpAddr::is_ipv6),
+    };
+    // An IPv6 bindAddress moves what listens to that family.
+    let healthz_default = everywhere.map(|_| SocketAddr::from((Ipv6Addr::UNSPECIFIED, HEALTHZ_PORT)));
+    let metrics_default = everywhere.map(|_| SocketAddr::from((Ipv6Addr::LOCALHOST, METRICS_PORT)));
+    let of_section = |field: &str| format!("{section}.{field}");
+    let config = KubeProxyConfig {
+        kubeconfig: file.text("clientConnection.kubeconfig")?.map(Into::into),
+        hostname_override: file.text("hostnameOverride")?,
+        healthz_bind_address: file.socket_address("healthzBindAddress", HEALTHZ_PORT)?.or(healthz_default),
+        metrics_bind_address: file.socket_address("metricsBindAddress", METRICS_PORT)?.or(metrics_default),
+        cluster_cidr: file.cidrs("clusterCIDR")?,
+        detect_local_mode: file
+            .text("detectLocalMode")?
+            .map(|mode| mode.parse().map_err(|error: String| anyhow::anyhow!("detectLocalMode: {error}")))
+            .transpose()?,
+        bridge_interface: file.text("detectLocal.bridgeInterface")?,
+        interface_name_prefix: file.text("detectLocal.interfaceNamePrefix")?,
+        nodeport_addresses: file
+            .get::<Vec<String>>("nodePortAddresses")?
+            .map(|list| list.join(",").parse().map_err(|error: String| anyhow::anyhow!("nodePortAddresses: {error}")))
+            .transpose()?,
+        masquerade_all: file.get(&of_section("masqueradeAll"))?,
+        min_sync_period: file.duration(&of_section("minSyncPeriod"))?,
+        sync_period: file.duration(&of_section("syncPeriod"))?,
+        oom_score_adj: file.get("oomScoreAdj")?,
+    };
+    Ok((config, warnings))
+}
+
+/// Goes through all fields below `path`.
+fn check(value: &Value, path: &str, section: &str, warnings: &mut Vec<String>) -> anyhow::Result<()> {
+    let Value::Object(fields) = value else { bail!("{path} has fields of its own, and no value") };
+    for (name, value) in fields {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        match FIELDS.iter().find(|(field, _)| *field == path) {
+            Some((_, Use::No(reason))) if is_set(value) => warnings.push(format!("{path}: {reason}")),
+            Some((_, Use::OfMode)) if is_set(value) && !path.starts_with(&format!("{section}.")) => {
+                warnings.push(format!("{path}: the file's mode is {section}"));
+            }
+            Some(_) => {}
+            None if FIELDS.iter().any(|(field, _)| field.starts_with(&format!("{path}."))) => {
+                if !value.is_null() {
+                    check(value, &path, section, warnings)?;
+                }
+            }
+            None => bail!("unknown field {path:?}"),
+        }
+    }
+    Ok(())
+}
+
+/// Otherwise it is as good as not given.
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(is) => *is,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !["", "0", "0s"].contains(&text.as_str()),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(fields) => fields.values().any(is_set),
+    }
+}
+
+struct File(Value);
+
+impl File {
+    fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Option<T>> {
+        let value = path.split('.').try_fold(&self.0, |value, name| value.get(name));
+        match value.filter(|value| is_set(value)) {
+            Some(value) => serde_json::from_value(value.clone()).map(Some).with_context(|| path.to_owned()),
+            None => Ok(None),
+        }
+    }
+
+    fn text(&self, path: &str) -> anyhow::Result<Option<String>> {
+        self.get(path)
+    }
+
+    fn duration(&self, path: &str) -> anyhow::Result<Option<Duration>> {
+        let duration: Option<kube::core::Duration> = self.get(path)?;
+        ensure!(duration.is_none_or(|duration| !duration.is_negative()), "{path}: it is negative");
+        Ok(duration.map(Into::into))
+    }
+
+    fn address(&self, path: &str) -> anyhow::Result<Option<IpAddr>> {
+        let text = self.text(path)?;
+        text.map(|text| text.parse().with_context(|| format!("{path}: {text:?} is no address"))).transpose()
+    }
+
+    /// An address alone gets this port.
+    fn socket_address(&self, path: &str, port: u16) -> anyhow::Result<Option<SocketAddr>> {
+        let Some(text) = self.text(path)? else { return Ok(None) };
+        let alone = text.parse().map(|address: IpAddr| SocketAddr::new(address, port));
+        // As Go has it, no host is every one.
+        let any = || text.strip_prefix(':')?.parse().ok().map(|port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
+        let parsed = alone.or_else(|_| text.parse()).ok().or_else(any);
+        parsed.map(Some).with_context(|| format!("{path}: {text:?} is no address with a port"))
+    }
+
+    fn cidrs(&self, path: &str) -> anyhow::Result<Vec<IpNet>> {
+        let text = self.text(path)?.unwrap_or_default();
+        let list = text.split(',').map(str::trim).filter(|cidr| !cidr.is_empty());
+        list.map(|cidr| cidr.parse().with_context(|| format!("{path}: {cidr:?} is no CIDR"))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    /// What kubeadm writes into the ConfigMap kube-proxy of kube-system.
+    const KUBEADM: &str = include_str!("kube_proxy_config/kubeadm.yaml");
+    /// What kind does.
+    const KIND: &str = include_str!("kube_proxy_config/kind.yaml");
+
+    const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+
+    fn parsed(fields: &str) -> anyhow::Result<(KubeProxyConfig, Vec<String>)> {
+        parse(&format!("{HEAD}{fields}"))
+    }
+
+    #[test]
+    fn kubeadms_file_says_where_the_api_server_and_the_pods_are_and_nothing_else() {
+        let (config, warnings) = parse(KUBEADM).unwrap();
+        let expected = KubeProxyConfig {
+            kubeconfig: Some("/var/lib/kube-proxy/kubeconfig.conf".into()),
+            cluster_cidr: vec!["10.244.0.0/16".parse().unwrap()],
+            ..KubeProxyConfig::default()
+        };
+        assert_eq!(config, expected);
+        assert_eq!(warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn kinds_file_is_kubeadms_with_a_pace() {
+        let (config, warnings) = parse(KIND).unwrap();
+        let expected = KubeProxyConfig {
+            kubeconfig: Some("/var/lib/kube-proxy/kubeconfig.conf".into()),
+            cluster_cidr: ["10.244.0.0/16", "fd00:10:244::/56"].map(|cidr| cidr.parse().unwrap()).to_vec(),
+            healthz_bind_address: Some("[::]:10256".parse().unwrap()),
+            metrics_bind_address: Some("[::1]:10249".parse().unwrap()),
+            min_sync_period: Some(Duration::from_secs(1)),
+            ..KubeProxyConfig::default()
+        };
+        assert_eq!(config, expected);
+        assert_eq!(warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_field_that_has_a_meaning_is_taken() {
+        let (config, warnings) = parsed(
+            "clientConnection: { kubeconfig: /k }\nhostnameOverride: node-a\nhealthzBindAddress: 192.0.2.1\n\
+             metricsBindAddress: ':1'\nclusterCIDR: ' 10.1.0.0/16,fd00::/64'\ndetectLocalMode: BridgeInterface\n\
+             detectLocal: { bridgeInterface: cni0, interfaceNamePrefix: veth }\nnodePortAddresses: [primary]\n\
+             mode: nftables\nnftables: { masqueradeAll: true, minSyncPeriod: 500ms, syncPeriod: 1m30s }\noomScoreAdj: -999\n",
+        )
+        .unwrap();
+        let expected = KubeProxyConfig {
+            kubeconfig: Some("/k".into()),
+            hostname_override: Some("node-a".to_owned()),
+            healthz_bind_address: Some("192.0.2.1:10256".parse().unwrap()),
+            metrics_bind_address: Some("0.0.0.0:1".parse().unwrap()),
+            cluster_cidr: ["10.1.0.0/16", "fd00::/64"].map(|cidr| cidr.parse().unwrap()).to_vec(),
+            detect_local_mode: Some(DetectLocalMode::BridgeInterface),
+            bridge_interface: Some("cni0".to_owned()),
+            interface_name_prefix: Some("veth".to_owned()),
+            nodeport_addresses: Some(NodePortAddresses::Primary),
+            masquerade_all: Some(true),
+            min_sync_period: Some(Duration::from_millis(500)),
+            sync_period: Some(Duration::from_secs(90)),
+            oom_score_adj: Some(-999),
+        };
+        assert_eq!((config, warnings), (expected, vec![]));
+    }
+
+    #[rstest]
+    #[case::conntrack("conntrack: { min: 131072, tcpEstablishedTimeout: 24h0m0s }", &["conntrack.min", "conntrack.tcpEstablishedTimeout"])]
+    #[case::ipvs("mode: ipvs\nipvs: { strictARP: true, scheduler: rr }", &["ipvs.scheduler", "ipvs.strictARP"])]
+    #[case::gates("featureGates: { SupportIPVSProxyMode: true }", &["featureGates"])]
+    #[case::another_mode("mode: nftables\niptables: { syncPeriod: 5s }", &["iptables.syncPeriod"])]
+    #[case::bind_address("bindAddress: 192.0.2.1", &["bindAddress"])]
+    #[case::marks("iptables: { masqueradeBit: 14 }", &["iptables.masqueradeBit"])]
+    #[case::profiling("enableProfiling: true", &["enableProfiling"])]
+    #[case::logging("logging: { format: json, options: { text: { splitStream: true } } }", &["logging.format", "logging.options"])]
+    #[case::nothing("bindAddress: 0.0.0.0\nconntrack: { maxPerCore: 0 }\nconfigSyncPeriod: 0s", &[])]
+    fn a_field_without_meaning_is_named_once(#[case] fields: &str, #[case] named: &[&str]) {
+        let (_, warnings) = parsed(fields).unwrap();
+        let names: Vec<&str> = warnings.iter().map(|warning| warning.split(':').next().unwrap()).collect();
+        assert_eq!(names, named, "{warnings:?}");
+    }
+
+    #[rstest]
+    #[case::unknown("clusterCidr: 10.0.0.0/8", "clusterCidr")]
+    #[case::unknown_in_a_section("iptables: { masquerade: true }", "iptables.masquerade")]
+    #[case::type_of_a_field("iptables: { masqueradeAll: 'yes' }", "iptables.masqueradeAll")]
+    #[case::section_without_fields("iptables: 5", "iptables")]
+    #[case::duration("iptables: { syncPeriod: 5 parsecs }", "iptables.syncPeriod")]
+    #[case::negative("iptables: { minSyncPeriod: -5s }", "iptables.minSyncPeriod")]
+    #[case::cidr("clusterCIDR: 10.244/16", "clusterCIDR")]
+    #[case::detector("detectLocalMode: Magic", "detectLocalMode")]
+    #[case::node_ports("nodePortAddresses: [everywhere]", "nodePortAddresses")]
+    #[case::port("healthzBindAddress: localhost", "healthzBindAddress")]
+    #[case::mode("mode: kernelspace", "mode")]
+    fn an_error_names_its_field(#[case] fields: &str, #[case] name: &str) {
+        let error = format!("{:#}", parsed(fields).unwrap_err());
+        assert!(error.contains(name), "{error}");
+    }
+
+    #[rstest]
+    #[case::kind("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeletConfiguration\n")]
+    #[case::version("apiVersion: kubeproxy.config.k8s.io/v1alpha2\nkind: KubeProxyConfiguration\n")]
+    #[case::a_field_twice(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ''\nmode: ''\n"
+    )]
+    #[case::no_object("5")]
+    #[case::nothing("")]
+    fn another_file_is_refused(#[case] text: &str) {
+        assert!(parse(text).is_err());
+    }
+}
