@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use svc_lab::agent::Agent;
 use svc_lab::client::{Options, Outcome};
-use svc_lab::control_plane::ControlPlane;
+use svc_lab::control_plane::{ControlPlane, OTHER_ADDRESS};
 use svc_lab::load::{Load, Tally};
 use svc_lab::manifests::Manifests;
 use svc_lab::source::Source;
-use svc_lab::topology::{BACKENDS, Lab, NODES, Network, Node};
+use svc_lab::topology::{BACKENDS, CONTROL_PLANE, Lab, NODES, Network, Node};
 
 /// Of examples/hostnames.
 pub const CLUSTER_IP: &str = "http://10.96.0.80/";
@@ -73,6 +73,23 @@ impl Cluster {
         let mut lab = Lab::new().unwrap();
         let source = Source::control_plane(&mut lab).unwrap();
         Self::start(lab, source, &[])
+    }
+
+    /// Driven by a real API server, which knows the agents by a service account's token.
+    pub fn with_tokens() -> Self {
+        let mut lab = Lab::new().unwrap();
+        let mut control_plane = ControlPlane::start(&mut lab).unwrap();
+        control_plane.use_a_token(&lab).unwrap();
+        Self::start(lab, Source::ControlPlane(control_plane), &[])
+    }
+
+    /// Driven by a real API server that has another address as well, with these arguments for the agents.
+    pub fn with_two_addresses(arguments: &'static [&'static str]) -> Self {
+        let mut lab = Lab::new().unwrap();
+        let source = Source::control_plane(&mut lab).unwrap();
+        let other = format!("addr add {OTHER_ADDRESS}/24 dev eth0\n");
+        lab.namespace(CONTROL_PLANE).unwrap().ip(&other).unwrap();
+        Self::start(lab, source, arguments)
     }
 
     fn start(lab: Lab, source: Source, agent_arguments: &'static [&'static str]) -> Self {

@@ -3,7 +3,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use svc_lab::client::Options;
-use svc_lab::topology::{CLIENT, NODES, OUTSIDE};
+use svc_lab::topology::{CLIENT, CONTROL_PLANE, NODES, OUTSIDE};
 use svc_tests::cluster::{CLUSTER_IP, Cluster, REFUSED, all_backends, assert_right, http_get, service};
 
 const NODE_PORT: &str = "http://172.31.0.12:30080/";
@@ -134,6 +134,40 @@ fn traffic_outlives_the_api_server_and_its_return_is_noticed_within_two_seconds(
     cluster.expect_soon(SOON, OUTSIDE, NODE_PORT, &["a1", "b1", "b2"]);
     let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// One port that nobody listens at, and two addresses of one server, of which the first falls silent.
+#[test]
+fn another_api_server_is_found_where_one_is_away_or_falls_silent() {
+    let mut cluster = Cluster::with_two_addresses(&[
+        "--api-server",
+        "https://172.31.0.2:6444",
+        "--api-server",
+        "https://172.31.0.3:6443",
+        "--api-server",
+        "https://172.31.0.2:6443",
+    ]);
+    cluster.change(|manifests| manifests.set_ready("a1", false));
+    cluster.expect_soon(SOON, CLIENT, CLUSTER_IP, &["a2", "b1", "b2"]);
+    cluster.lab.namespace(CONTROL_PLANE).unwrap().ip("addr del 172.31.0.3/24 dev eth0\n").unwrap();
+    cluster.change(|manifests| manifests.set_ready("a1", true));
+    // Silence is noticed after 5 s.
+    cluster.expect_soon(Duration::from_secs(10), CLIENT, CLUSTER_IP, &all_backends());
+    cluster.change(|manifests| manifests.set_ready("b2", false));
+    cluster.expect_soon(SOON, CLIENT, CLUSTER_IP, &["a1", "a2", "b1"]);
+}
+
+#[test]
+fn a_token_that_was_replaced_and_revoked_costs_no_change() {
+    let mut cluster = Cluster::with_tokens();
+    let (control_plane, lab) = cluster.control_plane();
+    control_plane.replace_token(lab).unwrap();
+    // Watches that are open stay so; a server that starts anew asks for the token again.
+    control_plane.kill_api_server();
+    control_plane.start_api_server(lab).unwrap();
+    cluster.change(|manifests| manifests.set_ready("a1", false));
+    cluster.expect_soon(SOON, CLIENT, CLUSTER_IP, &["a2", "b1", "b2"]);
+    cluster.expect_soon(SOON, OUTSIDE, NODE_PORT, &["a2", "b1", "b2"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@ pub mod map;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -10,14 +11,15 @@ use serde::Serialize;
 use svc_common::flow::{self, Snapshot};
 use svc_common::map::{
     ADDRESS_NODE, AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink, pin,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
+    cluster_set, pin,
 };
 use svc_common::{Addr, Reason};
 
 use crate::attach::SOCKET_HOOKS;
 use crate::dataplane::State;
 use crate::dataplane::dump::address_and_port;
-use crate::object::Protocol;
+use crate::object::{ObjectName, Protocol};
 use crate::plan::PortName;
 use crate::sys::Plain;
 use map::{Link, Map};
@@ -125,6 +127,28 @@ impl Pins {
 
     fn config(&self) -> anyhow::Result<Config> {
         self.map(pin::CONFIG)?.lookup(0).with_context(|| unreadable(pin::CONFIG))
+    }
+
+    /// The backends that clients of this Service's port may be sent to, whatever its policies.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn backends_of(&self, service: &ObjectName, port: &str) -> anyhow::Result<Vec<SocketAddr>> {
+        let names: Vec<(u32, ServiceName)> = self.entries(pin::SERVICES)?;
+        let is_it = |name: &ServiceName| {
+            PortName::from_map(name).is_some_and(|name| name.service == *service && &*name.port == port)
+        };
+        let outer = self.map(pin::BACKEND_SETS)?;
+        let mut backends = Vec::new();
+        for (id, _) in names.iter().filter(|(_, name)| is_it(name)) {
+            let set = cluster_set(*id);
+            let Ok(map) = outer.lookup(set) else { continue };
+            let slots = read_set(&outer, set, map).with_context(|| unreadable(pin::BACKEND_SETS))?;
+            backends.extend(
+                slots.into_iter().flatten().map(|slot| SocketAddr::new(slot.addr.into(), u16::from_be(slot.port))),
+            );
+        }
+        Ok(backends)
     }
 
     /// The flows that live, each once.

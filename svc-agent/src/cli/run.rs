@@ -14,11 +14,14 @@ use tracing::{info, warn};
 
 use crate::cidrs::{DetectLocalMode, PodDetector};
 use crate::dataplane::{Dataplane as _, Settings, SocketLb, XdpMode, aya};
+use crate::inspect::Pins;
 use crate::kube_proxy_config::{self, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT};
 use crate::notes::Notes;
+use crate::object::ObjectName;
 use crate::plan::NodePortAddresses;
 use crate::pods::{PodInterfaces, Pods};
 use crate::reconcile::{Config, Outlets, Pace, Reconciler};
+use crate::source::servers::{Access, Servers};
 use crate::source::{addresses, kubernetes, manifests};
 use crate::status::Status;
 use crate::{health, host, metrics, notes, serve, service_health, sweep};
@@ -44,9 +47,9 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
 
-    /// The API server's own address, instead of the one configured.
+    /// An API server's own address, instead of the one configured; several are tried in turn.
     #[arg(long, value_name = "URL", conflicts_with = "manifests")]
-    api_server: Option<String>,
+    api_server: Vec<String>,
 
     /// This node's name [default: the host's name].
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
@@ -313,9 +316,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             std::fs::read_dir(directory).with_context(|| format!("--manifests {}", directory.display()))?;
             Source::Manifests(directory.clone())
         }
-        None => {
-            Source::Kubernetes(kubernetes::connect(effective.kubeconfig.as_deref(), args.api_server.as_deref()).await?)
-        }
+        None => Source::Kubernetes(Servers::new(access(&args, &effective)).await?),
     };
 
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "starting");
@@ -382,10 +383,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
                 Source::Manifests(directory) => {
                     manifests::run(&directory, &node_name, events.clone(), Arc::clone(&status)).await
                 }
-                Source::Kubernetes(client) => {
-                    let (note_client, note_name) = (client.clone(), node_name.clone());
+                Source::Kubernetes(servers) => {
+                    let (note_client, note_name) = (servers.client(), node_name.clone());
                     tokio::spawn(async move { notes::run(note_client, &note_name, told).await });
-                    kubernetes::run(client, &node_name, events.clone(), Arc::clone(&status)).await;
+                    kubernetes::run(servers, &node_name, events.clone(), Arc::clone(&status)).await;
                     Ok(())
                 }
             }
@@ -409,7 +410,18 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 
 enum Source {
     Manifests(PathBuf),
-    Kubernetes(kube::Client),
+    Kubernetes(Arc<Servers>),
+}
+
+fn access(args: &Args, effective: &Effective) -> Access {
+    let kubernetes = ObjectName::new("default", "kubernetes");
+    let remembered = Pins::open(&args.bpffs).and_then(|pins| pins.backends_of(&kubernetes, "https"));
+    Access {
+        kubeconfig: effective.kubeconfig.clone(),
+        urls: args.api_server.clone(),
+        // Nothing is pinned before the first run.
+        remembered: remembered.unwrap_or_default(),
+    }
 }
 
 fn host_name() -> Option<String> {

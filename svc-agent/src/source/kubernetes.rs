@@ -5,42 +5,27 @@
 //! all watches.
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
-use std::path::Path;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use futures::StreamExt as _;
-use hyper_timeout::TimeoutConnector;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use kube::api::Api;
-use kube::client::{Body, ClientBuilder, ConfigExt as _};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher;
-use kube::{Client, Config, Resource};
+use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
-use tower::util::option_layer;
-use tower::{BoxError, ServiceBuilder};
 use tracing::{info, warn};
 
+use super::servers::Servers;
 use super::{Closed, Event, Sender, decode, send};
-use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
+use crate::object::{Node, ObjectName, Protocol, Service, ServiceCidr, Slice};
 use crate::status::Status;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that says nothing for this long is given up; a watch has a bookmark about once a minute.
-const READ_TIMEOUT: Duration = Duration::from_secs(100);
-/// A peer that vanished without a word is noticed after idle + interval * retries.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(2);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Between two attempts at a server that is away: short enough to be back in force 2 s after it.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -51,70 +36,15 @@ const AUTHORIZER_EVERY: Duration = Duration::from_millis(250);
 const AUTHORIZER_TRIES: u32 = 20;
 /// Between two attempts at objects that the API does not have.
 const ABSENT_EVERY: Duration = Duration::from_secs(60);
+/// A server that answers, and yet fails so often in a row, is left for another.
+const ANOTHER_AFTER: u32 = 3;
 /// Between two attempts that the server still forbids.
 const FORBIDDEN_EVERY: Duration = Duration::from_secs(30);
 
-/// A client of the API server that `kubeconfig` names, or else the pod's service account; `url` replaces the server's
-/// address.
-///
-/// # Errors
-/// Where the configuration cannot be read or does not make a client. The server need not answer.
-pub async fn connect(kubeconfig: Option<&Path>, url: Option<&str>) -> anyhow::Result<Client> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("--kubeconfig {}", path.display()))?
-        }
-        None => {
-            let config = Config::incluster()
-                .context("neither --kubeconfig nor --manifests is given, and this is no pod with a service account")?;
-            if url.is_none() {
-                warn!(
-                    server = %config.cluster_url,
-                    "the API server is reached through a Service; give its own address by --api-server, since nobody \
-                     else may be serving that Service"
-                );
-            }
-            config
-        }
-    };
-    if let Some(url) = url {
-        config.cluster_url = url.parse().with_context(|| format!("--api-server {url}: not a URL"))?;
-    }
-    let server = config.cluster_url.clone();
-    let client = client(&config).context("cannot make a client of the API server")?;
-    info!(%server, "watching the API server");
-    Ok(client)
-}
-
-fn client(config: &Config) -> kube::Result<Client> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(KEEPALIVE_IDLE));
-    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-    // Data that nobody acknowledges stops the keepalive probes, and has a limit of its own.
-    tcp.set_tcp_user_timeout(Some(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES));
-    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    connector.set_read_timeout(Some(READ_TIMEOUT));
-    connector.set_write_timeout(Some(READ_TIMEOUT));
-    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .layer(option_layer(config.auth_layer()?))
-        .layer(config.extra_headers_layer()?)
-        .map_err(BoxError::from)
-        .service(http);
-    Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
-}
-
 /// Watches until nobody listens any more.
-pub async fn run(client: Client, node_name: &str, events: Sender, status: Arc<Status>) {
-    let gate = Gate::new(client.clone(), status);
+pub async fn run(servers: Arc<Servers>, node_name: &str, events: Sender, status: Arc<Status>) {
+    let client = servers.client();
+    let gate = Gate::new(servers, status);
     let without = |label: &str| watcher::Config::default().labels(&format!("!{label}"));
     let own = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
     // Each ends with the others, when the agent stops.
@@ -132,6 +62,11 @@ trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + S
     type Item;
     /// Whether the agent can do without, where the API has no such objects or does not let it see them.
     const OPTIONAL: bool = false;
+
+    /// The API servers that it tells of.
+    fn servers(&self) -> Option<Vec<SocketAddr>> {
+        None
+    }
 
     /// None where it is not for us.
     fn decode(&self) -> Option<Self::Item>;
@@ -162,6 +97,10 @@ impl Watched for core::Service {
 
 impl Watched for discovery::EndpointSlice {
     type Item = Slice;
+
+    fn servers(&self) -> Option<Vec<SocketAddr>> {
+        api_servers(&decode::slice(self)?)
+    }
 
     fn decode(&self) -> Option<Slice> {
         decode::slice(self)
@@ -230,7 +169,10 @@ async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, ev
         match item {
             Ok(event) => match event {
                 watcher::Event::Init => list.clear(),
-                watcher::Event::InitApply(object) => list.extend(object.decode()),
+                watcher::Event::InitApply(object) => {
+                    gate.learn(object.servers()).await;
+                    list.extend(object.decode());
+                }
                 watcher::Event::InitDone => {
                     failures = 0;
                     listed = true;
@@ -239,6 +181,7 @@ async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, ev
                 }
                 watcher::Event::Apply(object) => {
                     failures = 0;
+                    gate.learn(object.servers()).await;
                     let event = match object.decode() {
                         Some(item) => K::put(item),
                         None => K::delete(decode::object_name(object.meta())),
@@ -271,8 +214,19 @@ async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, ev
     Ok(())
 }
 
+/// The API servers themselves are the endpoints of the Service default/kubernetes.
+fn api_servers(slice: &Slice) -> Option<Vec<SocketAddr>> {
+    if &*slice.service != "kubernetes" || &*slice.name.namespace != "default" {
+        return None;
+    }
+    let port = slice.ports.iter().find(|port| &*port.name == "https" && port.protocol == Protocol::Tcp)?.port;
+    let ready = slice.endpoints.iter().filter(|endpoint| endpoint.condition.ready);
+    Some(ready.map(|endpoint| SocketAddr::new(endpoint.address, port)).collect())
+}
+
 /// Where watches wait that have failed.
 struct Gate {
+    servers: Arc<Servers>,
     client: Client,
     status: Arc<Status>,
     /// When the server last answered a probe. Held while probing, so that one watch asks for all.
@@ -281,8 +235,15 @@ struct Gate {
 }
 
 impl Gate {
-    fn new(client: Client, status: Arc<Status>) -> Self {
-        Gate { client, status, answered: Mutex::new(None), jitter: RandomState::new() }
+    fn new(servers: Arc<Servers>, status: Arc<Status>) -> Self {
+        let client = servers.client();
+        Gate { servers, client, status, answered: Mutex::new(None), jitter: RandomState::new() }
+    }
+
+    async fn learn(&self, servers: Option<Vec<SocketAddr>>) {
+        if let Some(addresses) = servers {
+            self.servers.learn(&addresses).await;
+        }
     }
 
     fn reached(&self) {
@@ -293,6 +254,12 @@ impl Gate {
     async fn retry(&self, kind: &str, error: &watcher::Error, failures: u32) {
         if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
             return;
+        }
+        if code(error) == Some(401) {
+            // A token or a certificate that was good may have been replaced.
+            self.servers.renew().await;
+        } else if failures == ANOTHER_AFTER && !is_forbidden(error) && self.servers.count() > 1 {
+            self.servers.next().await;
         }
         let was_away = self.await_server(Instant::now()).await;
         if was_away || failures <= 1 {
@@ -327,15 +294,28 @@ impl Gate {
         }
         let now = Instant::now();
         if attempts > 0 {
-            info!(away_ms = now.duration_since(failed).as_millis(), attempts, "API server is back");
+            info!(server = %self.servers.url(), away_ms = now.duration_since(failed).as_millis(), attempts, "API server is back");
             self.status.set_connected(true);
         }
         *answered = Some(now);
         attempts > 0
     }
 
-    /// Any answer will do: whether the watches may go on is for them to see.
+    /// Asks each server once, until one answers.
     async fn probe(&self) -> Result<(), String> {
+        let mut first = None;
+        for _ in 0..self.servers.count() {
+            match self.ask().await {
+                Ok(()) => return Ok(()),
+                Err(why) => drop(first.get_or_insert_with(|| format!("{}: {why}", self.servers.url()))),
+            }
+            self.servers.next().await;
+        }
+        Err(first.unwrap_or_default())
+    }
+
+    /// Any answer will do: whether the watches may go on is for them to see.
+    async fn ask(&self) -> Result<(), String> {
         match timeout(PROBE_TIMEOUT, self.client.apiserver_version()).await {
             Ok(Ok(_) | Err(kube::Error::Api(_) | kube::Error::SerdeError(_))) => Ok(()),
             Ok(Err(error)) => Err(chain(&error)),

@@ -3,6 +3,7 @@ pub mod addresses;
 pub mod decode;
 pub mod kubernetes;
 pub mod manifests;
+pub mod servers;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -22,8 +22,13 @@ use crate::topology::{CONTROL_PLANE, Lab, SERVICE_CIDRS, lan_v4};
 pub use self::binaries::{directory as binaries_directory, kube_proxy as kube_proxy_binary, kubernetes_version};
 
 const ADDRESS: std::net::Ipv4Addr = lan_v4(0x02);
+/// Another that its certificate is good for, and that the host does not have by itself.
+pub const OTHER_ADDRESS: std::net::Ipv4Addr = lan_v4(0x03);
 const PORT: u16 = 6443;
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Of the agents, where they have a token, and its namespace.
+const SERVICE_ACCOUNT: &str = "svc-agent";
+const NAMESPACE: &str = "kube-system";
 /// Whose fields these are, when the API server asks.
 const MANAGER: &str = "svc-lab";
 
@@ -34,6 +39,8 @@ pub struct ControlPlane {
     _etcd: Process,
     api_server: Option<Process>,
     published: Manifests,
+    /// How many tokens the agents' service account has had; none: they have certificates.
+    tokens: u32,
 }
 
 impl ControlPlane {
@@ -41,20 +48,75 @@ impl ControlPlane {
         let binaries = binaries::directory()?;
         lab.add_control_plane_host()?;
         let directory = lab.directory().join("control-plane");
-        certificates::write(&directory, ADDRESS)?;
+        certificates::write(&directory, &[ADDRESS, OTHER_ADDRESS])?;
         for user in [certificates::ADMIN, certificates::AGENT] {
             write_kubeconfig(&directory, user)?;
         }
         let etcd = start_etcd(lab, &binaries, &directory)?;
         let published = Manifests::default();
-        let mut control_plane = ControlPlane { binaries, directory, _etcd: etcd, api_server: None, published };
+        let mut control_plane =
+            ControlPlane { binaries, directory, _etcd: etcd, api_server: None, published, tokens: 0 };
         control_plane.start_api_server(lab)?;
         Ok(control_plane)
     }
 
     /// For the agent: what kube-proxy may, and no more.
     pub fn agent_kubeconfig(&self) -> PathBuf {
-        kubeconfig(&self.directory, certificates::AGENT)
+        kubeconfig(&self.directory, if self.tokens > 0 { SERVICE_ACCOUNT } else { certificates::AGENT })
+    }
+
+    /// Gives the agents a service account's token, in a file, instead of a certificate: agents that start from now on have
+    /// it.
+    pub fn use_a_token(&mut self, lab: &Lab) -> Result<()> {
+        let account = json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": { "name": SERVICE_ACCOUNT, "namespace": NAMESPACE },
+        });
+        // Kube-proxy's role, which the API server makes at its first start.
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": { "name": SERVICE_ACCOUNT },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node-proxier" },
+            "subjects": [{ "kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": NAMESPACE }],
+        });
+        self.with_client(lab, async |client| {
+            apply(&client, &account).await?;
+            apply(&client, &binding).await
+        })?;
+        self.replace_token(lab)?;
+        let token = self.directory.join("token");
+        write_user(&self.directory, SERVICE_ACCOUNT, &json!({ "tokenFile": token.display().to_string() }))
+    }
+
+    /// Writes another token into the file, and then revokes the one that was there.
+    pub fn replace_token(&mut self, lab: &Lab) -> Result<()> {
+        let name = |number: u32| format!("{SERVICE_ACCOUNT}-{number}");
+        // A token is good for as long as the object that it is bound to is there.
+        let secret = |name: String| {
+            let metadata = json!({ "name": name, "namespace": NAMESPACE });
+            json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata })
+        };
+        let (old, new) = (self.tokens, self.tokens + 1);
+        let file = self.directory.join("token");
+        self.with_client(lab, async |client| {
+            apply(&client, &secret(name(new))).await?;
+            let request = json!({
+                "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+                "spec": { "boundObjectRef": { "apiVersion": "v1", "kind": "Secret", "name": name(new) } },
+            });
+            let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{SERVICE_ACCOUNT}/token");
+            let request = axum::http::Request::post(path)
+                .header("content-type", "application/json")
+                .body(serde_json::to_vec(&request)?)?;
+            let answer: Value = client.request(request).await?;
+            fs::write(&file, answer["status"]["token"].as_str().context("the answer has no token")?)?;
+            if old > 0 {
+                delete(&client, &secret(name(old))).await?;
+            }
+            Ok(())
+        })?;
+        self.tokens = new;
+        Ok(())
     }
 
     pub fn admin_kubeconfig(&self) -> PathBuf {
@@ -181,7 +243,7 @@ fn api(client: &Client, object: &Value) -> Result<Api<DynamicObject>> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
     Ok(match object["metadata"]["namespace"].as_str() {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-        None if kind == "Node" => Api::all_with(client.clone(), &resource),
+        None if ["Node", "ClusterRoleBinding"].contains(&kind) => Api::all_with(client.clone(), &resource),
         None => Api::namespaced_with(client.clone(), "default", &resource),
     })
 }
@@ -210,15 +272,21 @@ fn kubeconfig(directory: &Path, user: &str) -> PathBuf {
 
 fn write_kubeconfig(directory: &Path, user: &str) -> Result<()> {
     let file = |name: &str| directory.join(name).display().to_string();
+    let certificate = json!({
+        "client-certificate": file(&format!("{user}.crt")),
+        "client-key": file(&format!("{user}.key")),
+    });
+    write_user(directory, user, &certificate)
+}
+
+fn write_user(directory: &Path, user: &str, credentials: &Value) -> Result<()> {
+    let authority = directory.join("ca.crt").display().to_string();
     let server = format!("https://{ADDRESS}:{PORT}");
     let configuration = json!({
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{ "name": "lab", "cluster": { "server": server, "certificate-authority": file("ca.crt") } }],
-        "users": [{ "name": user, "user": {
-            "client-certificate": file(&format!("{user}.crt")),
-            "client-key": file(&format!("{user}.key")),
-        } }],
+        "clusters": [{ "name": "lab", "cluster": { "server": server, "certificate-authority": authority } }],
+        "users": [{ "name": user, "user": credentials }],
         "contexts": [{ "name": "lab", "context": { "cluster": "lab", "user": user } }],
         "current-context": "lab",
     });

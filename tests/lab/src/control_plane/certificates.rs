@@ -13,7 +13,7 @@ pub(super) const ADMIN: &str = "admin";
 pub(super) const AGENT: &str = "agent";
 
 /// Certificates and keys of the API server, of its clients and of service accounts.
-pub(super) fn write(directory: &Path, address: Ipv4Addr) -> Result<()> {
+pub(super) fn write(directory: &Path, addresses: &[Ipv4Addr]) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut authority = named("svc-lab", None);
@@ -24,7 +24,7 @@ pub(super) fn write(directory: &Path, address: Ipv4Addr) -> Result<()> {
 
     let mut server = named("kube-apiserver", None);
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    for address in [address, Ipv4Addr::LOCALHOST, Ipv4Addr::new(10, 96, 0, 1)] {
+    for address in addresses.iter().copied().chain([Ipv4Addr::LOCALHOST, Ipv4Addr::new(10, 96, 0, 1)]) {
         server.subject_alt_names.push(SanType::IpAddress(address.into()));
     }
     server.subject_alt_names.push(SanType::DnsName("kubernetes.default.svc".try_into()?));
