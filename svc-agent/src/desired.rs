@@ -5,16 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use svc_common::Addr;
 use svc_common::map::{
     ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, AddressFlags, BACKEND_LOCAL, Backend,
-    BackendSlot, CidrFlags, CidrKey, Config, FRONTEND_CLUSTER_IP, FRONTEND_KIND, FRONTEND_NODE_PORT, Frontend,
-    FrontendKey, SourceRangeKey, Uplink, cluster_set, local_set,
+    BackendSlot, CidrFlags, CidrKey, Config, FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL,
+    FRONTEND_KIND, FRONTEND_NODE_PORT, Frontend, FrontendKey, SourceRangeKey, Uplink, cluster_set, local_set,
 };
 
 use crate::dataplane::State;
 use crate::diff::Touched;
 use crate::ids::Pool;
 use crate::notes::Reason;
-use crate::object::ObjectName;
+use crate::object::{Family, ObjectName};
 use crate::plan::{Plan, PortName, PortPlan, Target, Warning};
+use crate::status::WithoutLocal;
 
 /// How many entries the kernel's maps have room for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +65,7 @@ pub struct Desired {
     /// No longer wanted, and yet in the kernel until the next write is through.
     leaving: Leaving,
     live_backends: usize,
+    without_local: WithoutLocal,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +83,7 @@ struct Placed {
     source_ranges: BTreeSet<SourceRangeKey>,
     frontends: Vec<(FrontendKey, Frontend)>,
     addresses: BTreeSet<(Addr, AddressFlags)>,
+    without_local: WithoutLocal,
 }
 
 impl Desired {
@@ -111,6 +114,7 @@ impl Desired {
                 source_ranges: realised.source_ranges.clone(),
             },
             live_backends: 0,
+            without_local: WithoutLocal::default(),
         }
     }
 
@@ -121,6 +125,11 @@ impl Desired {
     /// Backends that some set holds.
     pub fn live_backends(&self) -> usize {
         self.live_backends
+    }
+
+    /// Of all Services.
+    pub fn without_local(&self) -> WithoutLocal {
+        self.without_local
     }
 
     pub fn take_touched(&mut self) -> Touched {
@@ -188,7 +197,8 @@ impl Desired {
             self.touched.source_ranges.insert(*key);
         }
 
-        let mut new = Placed { created: plan.created, ..Placed::default() };
+        let mut new = Placed { created: plan.created, without_local: without_local(plan), ..Placed::default() };
+        self.count_without_local(old.without_local, new.without_local);
         let mut lacks = BTreeSet::new();
         for port in &plan.ports {
             self.place_port(port, &mut new, &mut warnings, &mut lacks);
@@ -324,6 +334,14 @@ impl Desired {
             let value = Frontend { service: id, flags: frontend.flags, affinity_seconds: frontend.affinity_seconds };
             (frontend.key, value)
         }));
+    }
+
+    fn count_without_local(&mut self, old: WithoutLocal, new: WithoutLocal) {
+        let all = &mut self.without_local;
+        for family in 0..2 {
+            all.internal[family] = all.internal[family] - old.internal[family] + new.internal[family];
+            all.external[family] = all.external[family] - old.external[family] + new.external[family];
+        }
     }
 
     /// Takes out of `new` what the kernel's maps have no room for: an address with all its ports, or a port of one.
@@ -481,6 +499,22 @@ impl Desired {
     }
 }
 
+/// Of one Service.
+fn without_local(plan: &Plan) -> WithoutLocal {
+    let mut counts = WithoutLocal::default();
+    let is_without = |port: &&PortPlan| port.local.as_ref().is_some_and(Vec::is_empty) && !port.cluster.is_empty();
+    for port in plan.ports.iter().filter(is_without) {
+        let has = |flag: u32, cluster_ip: bool| {
+            let mut frontends = port.frontends.iter();
+            frontends.any(|it| it.flags & flag != 0 && (it.flags & FRONTEND_KIND == FRONTEND_CLUSTER_IP) == cluster_ip)
+        };
+        let family = usize::from(port.name.family == Family::V6);
+        counts.internal[family] += usize::from(has(FRONTEND_INTERNAL_LOCAL, true));
+        counts.external[family] += usize::from(has(FRONTEND_EXTERNAL_LOCAL, false));
+    }
+    counts
+}
+
 /// Has an address of its own that is no ClusterIP.
 fn is_external(frontend: &Frontend) -> bool {
     !matches!(frontend.flags & FRONTEND_KIND, FRONTEND_CLUSTER_IP | FRONTEND_NODE_PORT)
@@ -488,4 +522,68 @@ fn is_external(frontend: &Frontend) -> bool {
 
 fn backend_key(backend: &Backend) -> BackendKey {
     (backend.service, backend.addr, backend.port, backend.protocol)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use svc_common::map::{FRONTEND_EXTERNAL_IP, TCP};
+
+    use super::*;
+    use crate::object::Protocol;
+    use crate::plan::FrontendPlan;
+
+    const ROOM: Limits = Limits { services: 9, backends: 9, source_ranges: 9, frontends: 9, addresses: 9 };
+
+    /// One port at a ClusterIP and at so many external addresses.
+    fn plan(number: u32, external: u32) -> (ObjectName, Plan) {
+        let name = ObjectName::new("default", &format!("s{number}"));
+        let frontend = |addr: u32, flags: u32| FrontendPlan {
+            key: FrontendKey::new(Addr::v4(addr), 80u16.to_be(), TCP),
+            flags,
+            affinity_seconds: 0,
+        };
+        let cluster_ip = frontend(number, FRONTEND_CLUSTER_IP);
+        let others = (0..external).map(|other| frontend(number * 100 + other, FRONTEND_EXTERNAL_IP));
+        let port = PortPlan {
+            name: PortName { service: name.clone(), port: "".into(), protocol: Protocol::Tcp, family: Family::V4 },
+            port: 80,
+            frontends: [cluster_ip].into_iter().chain(others).collect(),
+            source_ranges: BTreeSet::new(),
+            cluster: vec![],
+            local: None,
+        };
+        (name, Plan { ports: vec![port], cluster_ips: vec![Addr::v4(number)], ..Plan::default() })
+    }
+
+    fn place(desired: &mut Desired, number: u32, external: u32) -> Vec<String> {
+        let (name, plan) = plan(number, external);
+        desired.place(&name, &plan).iter().map(|warning| warning.text.to_string()).collect()
+    }
+
+    #[rstest]
+    #[case::frontends(Limits { frontends: 4, ..ROOM }, "2 of its addresses and ports are not served")]
+    #[case::addresses(Limits { addresses: 4, ..ROOM }, "2 of its addresses are not served")]
+    fn what_has_no_room_is_told_costs_others_nothing_and_comes_when_there_is_some(
+        #[case] limits: Limits,
+        #[case] told: &str,
+    ) {
+        let mut desired = Desired::restore(&State::default(), limits);
+        assert_eq!(place(&mut desired, 1, 0), Vec::<String>::new());
+        let warnings = place(&mut desired, 2, 4);
+        assert!(warnings.len() == 1 && warnings[0].starts_with(told), "{warnings:?}");
+        assert!(warnings[0].contains("--max-frontends"), "{warnings:?}");
+        assert_eq!(desired.state().frontends.len(), 4);
+        assert!(!desired.is_starved());
+
+        // The other's room is free once the kernel has forgotten it, and not before.
+        let (name, _) = plan(1, 0);
+        desired.place(&name, &Plan::default());
+        assert!(!desired.is_starved());
+        desired.settle();
+        assert_eq!(desired.take_starved(), [plan(2, 4).0].into());
+        let warnings = place(&mut desired, 2, 4);
+        assert!(warnings.len() == 1 && warnings[0].starts_with('1'), "{warnings:?}");
+        assert_eq!(desired.state().frontends.len(), 4);
+    }
 }

@@ -1,6 +1,6 @@
 //! `/healthz` and `/livez`, as kube-proxy answers them, but not before every Service is in the kernel.
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use hyper::StatusCode;
 use k8s_openapi::jiff::Timestamp;
@@ -8,9 +8,6 @@ use serde::Serialize;
 
 use crate::serve::Answer;
 use crate::status::Status;
-
-/// The kernel may refuse changes for this long before that is ill health (kube-proxy's healthTimeout, two sync periods).
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `/livez` is about the agent, `/healthz` also about whether load balancers may use the node (KEP-3836).
 pub fn answer(path: &str, status: &Status, now: SystemTime) -> Option<Answer> {
@@ -39,14 +36,17 @@ pub fn answer(path: &str, status: &Status, now: SystemTime) -> Option<Answer> {
         status: progress.last.map(|(time, _)| ["IPv4", "IPv6"].map(|name| (name, family(time))).into()),
     };
     let body = serde_json::to_string(&body).unwrap_or_default();
-    let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Some(Answer { status, content_type: "application/json", body })
+    let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    status.asked(!for_balancers, code.as_u16());
+    Some(Answer { status: code, content_type: "application/json", body })
 }
 
 /// The kernel has every Service, and has not refused changes for long.
 pub fn proxy_is_healthy(status: &Status, now: SystemTime) -> bool {
     let progress = status.progress();
-    let late = progress.failing_since.is_some_and(|since| now.duration_since(since).unwrap_or_default() >= PATIENCE);
+    let late = progress
+        .failing_since
+        .is_some_and(|since| now.duration_since(since).unwrap_or_default() >= status.health_timeout());
     progress.last.is_some() && !late
 }
 
@@ -76,10 +76,10 @@ fn timestamp(time: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::status::Sync;
-
-    const SYNC: Sync = Sync { took: Duration::from_millis(1), operations: 1, services: 1, frontends: 1, backends: 1 };
 
     fn codes(status: &Status, now: SystemTime) -> [u16; 2] {
         ["/healthz", "/livez"].map(|path| answer(path, status, now).unwrap().status.as_u16())
@@ -89,28 +89,29 @@ mod tests {
     fn nothing_is_healthy_before_the_first_sync_is_in_the_kernel() {
         let status = Status::default();
         assert_eq!(codes(&status, SystemTime::now()), [503, 503]);
-        status.synced(SYNC);
+        status.synced(Sync::default());
         assert_eq!(codes(&status, SystemTime::now()), [200, 200]);
     }
 
     #[test]
     fn a_node_about_to_be_deleted_is_alive_but_not_for_load_balancers() {
         let status = Status::default();
-        status.synced(SYNC);
+        status.synced(Sync::default());
         status.set_node_eligible(false);
         assert_eq!(codes(&status, SystemTime::now()), [503, 200]);
     }
 
     #[test]
-    fn a_kernel_that_refuses_changes_for_long_is_ill_health_until_it_takes_one() {
-        let status = Status::default();
-        status.synced(SYNC);
+    fn a_kernel_that_refuses_changes_for_two_sync_periods_is_ill_health_until_it_takes_one() {
+        const PERIOD: Duration = Duration::from_secs(10);
+        let status = Status::new(PERIOD);
+        status.synced(Sync::default());
         status.sync_failed();
         let now = SystemTime::now();
-        assert_eq!(codes(&status, now + PATIENCE / 2), [200, 200]);
-        assert_eq!(codes(&status, now + PATIENCE * 2), [503, 503]);
-        status.synced(SYNC);
-        assert_eq!(codes(&status, now + PATIENCE * 2), [200, 200]);
+        assert_eq!(codes(&status, now + PERIOD), [200, 200]);
+        assert_eq!(codes(&status, now + PERIOD * 3), [503, 503]);
+        status.synced(Sync::default());
+        assert_eq!(codes(&status, now + PERIOD * 3), [200, 200]);
     }
 
     #[test]
@@ -121,7 +122,7 @@ mod tests {
         let common = r#""lastUpdated":"0001-01-01T00:00:00Z","currentTime":"1970-01-01T00:00:00Z""#;
         assert_eq!(body("/healthz"), format!(r#"{{{common},"nodeEligible":true,"healthy":false}}"#));
         assert_eq!(body("/livez"), format!(r#"{{{common},"healthy":false}}"#));
-        status.synced(SYNC);
+        status.synced(Sync::default());
         status.set_node_eligible(false);
         let fields: serde_json::Value = serde_json::from_str(&body("/healthz")).unwrap();
         assert_eq!((&fields["nodeEligible"], &fields["healthy"]), (&false.into(), &true.into()));

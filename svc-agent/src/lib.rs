@@ -11,6 +11,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod diff;
 pub mod health;
+pub mod histogram;
 pub mod host;
 pub mod ids;
 pub mod inspect;

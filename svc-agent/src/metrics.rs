@@ -1,12 +1,16 @@
 //! `/metrics` in Prometheus' text format, and what else kube-proxy serves on that port.
+mod kube_proxy;
+mod process;
+
 use std::fmt::{Display, Write as _};
 use std::time::UNIX_EPOCH;
 
 use hyper::StatusCode;
 
 use crate::dataplane::ReadCounters;
+use crate::histogram::Histogram;
 use crate::serve::Answer;
-use crate::status::{BUCKETS, Histogram, Status};
+use crate::status::Status;
 
 /// What svc calls its own way, where kube-proxy has iptables, ipvs or nftables.
 pub const PROXY_MODE: &str = "ebpf";
@@ -34,14 +38,14 @@ fn text(status: &Status, counters: Option<&ReadCounters>) -> String {
     page.sample("svc_node_eligible", "", u8::from(status.node_eligible()));
 
     let help = "Time to plan changes and write them to the kernel.";
-    page.histogram("svc_sync_duration_seconds", help, &progress.syncs);
+    page.histograms("svc_sync_duration_seconds", help, [(String::new(), &progress.syncs)]);
     page.family("svc_sync_operations_total", "counter", "Map entries written or deleted.");
     page.sample("svc_sync_operations_total", "", progress.operations);
     page.family("svc_sync_errors_total", "counter", "Syncs that the kernel refused.");
     page.sample("svc_sync_errors_total", "", status.failures());
     let repairs = status.repairs();
     let help = "Time to read the kernel's maps back and repair them.";
-    page.histogram("svc_resync_duration_seconds", help, &repairs.resyncs);
+    page.histograms("svc_resync_duration_seconds", help, [(String::new(), &repairs.resyncs)]);
     page.family("svc_repairs_total", "counter", "Map entries and links that somebody else changed, repaired.");
     for (map, count) in &repairs.repaired {
         page.sample("svc_repairs_total", &format!("map=\"{map}\""), count);
@@ -69,6 +73,8 @@ fn text(status: &Status, counters: Option<&ReadCounters>) -> String {
             page.sample("svc_bytes_total", &format!("reason=\"{}\"", reason.label()), counter.bytes);
         }
     }
+    kube_proxy::write(&mut page, status);
+    process::write(&mut page);
     page.text
 }
 
@@ -82,15 +88,27 @@ impl Page {
         let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
 
-    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+    /// One family, a histogram for each set of labels.
+    fn histograms<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        histograms: impl IntoIterator<Item = (String, &'a Histogram)>,
+    ) {
         self.family(name, "histogram", help);
         let bucket = format!("{name}_bucket");
-        for (bound, count) in BUCKETS.iter().zip(histogram.buckets) {
-            self.sample(&bucket, &format!("le=\"{bound}\""), count);
+        for (labels, histogram) in histograms {
+            let with = |bound: &str| {
+                let comma = if labels.is_empty() { "" } else { "," };
+                format!("{labels}{comma}le=\"{bound}\"")
+            };
+            for (bound, count) in &histogram.buckets {
+                self.sample(&bucket, &with(&bound.to_string()), count);
+            }
+            self.sample(&bucket, &with("+Inf"), histogram.count);
+            self.sample(&format!("{name}_sum"), &labels, histogram.total.as_secs_f64());
+            self.sample(&format!("{name}_count"), &labels, histogram.count);
         }
-        self.sample(&bucket, "le=\"+Inf\"", histogram.count);
-        self.sample(&format!("{name}_sum"), "", histogram.total.as_secs_f64());
-        self.sample(&format!("{name}_count"), "", histogram.count);
     }
 
     fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
@@ -110,12 +128,28 @@ mod tests {
     use svc_common::map::Counter;
 
     use super::*;
-    use crate::status::Sync;
+    use crate::object::Family;
+    use crate::status::{Resync, Sync, WithoutLocal};
 
     #[test]
     fn every_sample_belongs_to_a_family_that_is_announced_before_it() {
         let status = Status::default();
-        status.synced(Sync { took: Duration::from_millis(2), operations: 3, services: 1, frontends: 2, backends: 4 });
+        status.queued(3, 2);
+        status.queued(0, 4);
+        status.synced(Sync {
+            took: Duration::from_millis(2),
+            operations: 3,
+            services: 1,
+            frontends: 2,
+            backends: 4,
+            without_local: WithoutLocal { internal: [1, 2], external: [3, 4] },
+        });
+        status.resynced(&Resync { took: Duration::from_millis(20), repaired: [("cidrs", 2)].into() });
+        status.queued(1, 0);
+        status.programmed(Family::V6, Duration::from_millis(700));
+        status.asked(false, 503);
+        status.requested("GET", "192.0.2.1:6443", Some(200), Duration::from_millis(30));
+        status.requested("GET", "192.0.2.1:6443", None, Duration::from_secs(1));
         let read = || Reason::ALL.iter().map(|reason| (*reason, Counter { packets: 5, bytes: 6 })).collect();
         let page = answer("/metrics", &status, Some(&read), "").unwrap().body;
         let mut family = "";
@@ -126,12 +160,32 @@ mod tests {
                 assert!(line.starts_with(family), "{line} under {family}");
             }
         }
+        for name in ["kubeproxy_sync_proxy_rules_last_timestamp_seconds", "process_resident_memory_bytes"] {
+            assert!(page.lines().any(|line| line.starts_with(name)), "{name} in\n{page}");
+        }
         for sample in [
             "svc_backends 4",
             "svc_sync_duration_seconds_bucket{le=\"0.001\"} 0",
             "svc_sync_duration_seconds_bucket{le=\"0.003\"} 1",
             "svc_packets_total{reason=\"flow_hit\"} 5",
             "svc_bytes_total{reason=\"no_backend\"} 6",
+            "svc_repairs_total{map=\"cidrs\"} 2",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 2",
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.03\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv6\",le=\"0.5\"} 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv6\",le=\"1\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv6\",le=\"300\"} 1",
+            "kubeproxy_sync_proxy_rules_service_changes_total 4",
+            "kubeproxy_sync_proxy_rules_service_changes_pending 1",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 6",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"internal\"} 2",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 3",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "rest_client_requests_total{code=\"200\",host=\"192.0.2.1:6443\",method=\"GET\"} 1",
+            "rest_client_requests_total{code=\"<error>\",host=\"192.0.2.1:6443\",method=\"GET\"} 1",
+            "rest_client_request_duration_seconds_count{host=\"192.0.2.1:6443\",verb=\"GET\"} 2",
         ] {
             assert!(page.lines().any(|line| line == sample), "{sample} in\n{page}");
         }

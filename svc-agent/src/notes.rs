@@ -1,9 +1,13 @@
 //! What the users of a Service should learn of it: Events on the Service, few and each once.
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::api::{Api, PostParams};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -42,6 +46,8 @@ impl Reason {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Note {
     pub service: ObjectName,
+    /// The Service's.
+    pub uid: Box<str>,
     pub reason: Reason,
     pub text: String,
 }
@@ -96,34 +102,52 @@ impl Limit {
     }
 }
 
-/// Writes Events until nobody sends notes any more. The same thing said again counts up the Event that is there.
+/// Writes Events until nobody sends notes any more. What every node would say of a Service has the same name on each, so
+/// that the first one writes it, and the others find it there.
 pub async fn run(client: Client, node_name: &str, mut notes: mpsc::Receiver<Note>) {
-    let reporter = Reporter { controller: "svc-agent".to_owned(), instance: Some(node_name.to_owned()) };
-    let recorder = Recorder::new(client, reporter);
     let mut limit = Limit::new(Instant::now());
     while let Some(note) = notes.recv().await {
         if !limit.allows(Instant::now()) {
             debug!(service = %note.service, "no Event, there are too many: {}", note.text);
             continue;
         }
-        let Note { service, reason, text } = note;
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.label().to_owned(),
-            note: Some(shortened(text)),
-            action: reason.action().to_owned(),
-            secondary: None,
-        };
-        let regarding = ObjectReference {
+        let service = note.service.clone();
+        let events: Api<Event> = Api::namespaced(client.clone(), &service.namespace);
+        match events.create(&PostParams::default(), &event(note, node_name, Timestamp::now())).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 409 => debug!(%service, "the Event is there already"),
+            Err(error) => warn!(%service, "cannot write an Event: {error}"),
+        }
+    }
+}
+
+/// Its name is made of what it says.
+fn event(note: Note, node_name: &str, now: Timestamp) -> Event {
+    let Note { service, uid, reason, text } = note;
+    let mut hasher = DefaultHasher::new();
+    (&uid, reason.label(), &text).hash(&mut hasher);
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{:016x}", service.name, hasher.finish())),
+            namespace: Some(service.namespace.to_string()),
+            ..ObjectMeta::default()
+        },
+        event_time: Some(MicroTime(now)),
+        type_: Some("Warning".to_owned()),
+        reason: Some(reason.label().to_owned()),
+        action: Some(reason.action().to_owned()),
+        note: Some(shortened(text)),
+        reporting_controller: Some("svc-agent".to_owned()),
+        reporting_instance: Some(node_name.to_owned()),
+        regarding: Some(ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Service".to_owned()),
             namespace: Some(service.namespace.to_string()),
             name: Some(service.name.to_string()),
+            uid: Some(uid.to_string()).filter(|uid| !uid.is_empty()),
             ..ObjectReference::default()
-        };
-        if let Err(error) = recorder.publish(&event, &regarding).await {
-            warn!(%service, "cannot write an Event: {error}");
-        }
+        }),
+        ..Event::default()
     }
 }
 
@@ -159,10 +183,26 @@ mod tests {
         assert_eq!(shortened("short".to_owned()), "short");
     }
 
+    fn note(uid: &str, text: &str) -> Note {
+        let service = ObjectName::new("a", "b");
+        Note { service, uid: uid.into(), reason: Reason::AddressConflict, text: text.to_owned() }
+    }
+
+    #[test]
+    fn the_same_thing_said_by_two_nodes_has_one_name_and_another_thing_another() {
+        let now = Timestamp::now();
+        let name = |node, uid, text| event(note(uid, text), node, now).metadata.name.unwrap();
+        assert_eq!(name("x", "u1", "text"), name("y", "u1", "text"));
+        assert_ne!(name("x", "u1", "text"), name("x", "u2", "text"));
+        assert_ne!(name("x", "u1", "text"), name("x", "u1", "other text"));
+        let regarding = event(note("u1", "text"), "x", now).regarding.unwrap();
+        assert_eq!((regarding.uid.as_deref(), regarding.name.as_deref()), (Some("u1"), Some("b")));
+    }
+
     #[test]
     fn a_note_that_finds_no_room_waits_for_nothing() {
         let (notes, mut inbox) = Notes::channel();
-        let note = Note { service: ObjectName::new("a", "b"), reason: Reason::AddressConflict, text: String::new() };
+        let note = note("u1", "");
         for _ in 0..2 * WAITING {
             notes.send(note.clone());
         }

@@ -2,6 +2,7 @@
 //! send and the store keeps.
 use std::fmt;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use svc_common::map::{SCTP, TCP, UDP};
@@ -114,6 +115,8 @@ pub enum Policy {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
     pub name: ObjectName,
+    /// metadata.uid; empty where it has none.
+    pub uid: Box<str>,
     /// creationTimestamp in seconds of Unix time; 0 where it has none.
     pub created: i64,
     pub kind: ServiceKind,
@@ -152,12 +155,24 @@ pub struct ServicePort {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Slice {
     pub name: ObjectName,
+    /// When what led to this version of it happened (annotation endpoints.kubernetes.io/last-change-trigger-time); no part
+    /// of what it says.
+    pub triggered: Option<SystemTime>,
     /// The name of the Service that it belongs to, in the same namespace.
     pub service: Box<str>,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
     /// What could not be understood of the object, one sentence each.
     pub faults: Vec<Box<str>>,
+}
+
+impl Slice {
+    /// Whatever the time of its change.
+    pub fn says_the_same(&self, other: &Slice) -> bool {
+        let Slice { name, triggered: _, service, ports, endpoints, faults } = self;
+        (name, service, ports, endpoints, faults)
+            == (&other.name, &other.service, &other.ports, &other.endpoints, &other.faults)
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

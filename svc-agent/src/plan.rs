@@ -258,7 +258,11 @@ fn health_check(service: &Service, slices: &[&Slice], plan: &Plan, here: Here<'_
         .collect();
     let count = |family: Family| ready.iter().filter(|address| Family::of(**address) == family).count();
     let endpoints: BTreeMap<Family, usize> = families.map(|family| (family, count(family))).collect();
-    (!endpoints.is_empty() && !service.ports.is_empty()).then_some(Check { port: service.health_check_port, endpoints })
+    (!endpoints.is_empty() && !service.ports.is_empty()).then(|| Check {
+        uid: service.uid.clone(),
+        port: service.health_check_port,
+        endpoints,
+    })
 }
 
 /// The sources that may use a load balancer's addresses; empty means all. Kube-proxy's rules: ranges of the other family
@@ -439,6 +443,7 @@ mod tests {
     fn service() -> Service {
         Service {
             name: ObjectName::new("default", "web"),
+            uid: "u1".into(),
             created: 0,
             kind: ServiceKind::Proxied,
             families: vec![Family::V4, Family::V6],
@@ -468,6 +473,7 @@ mod tests {
     fn slice(name: &str, port: &str, protocol: Protocol, endpoints: Vec<Endpoint>) -> Slice {
         Slice {
             name: ObjectName::new("default", name),
+            triggered: None,
             service: "web".into(),
             ports: vec![SlicePort { name: port.into(), port: 8080, protocol }],
             endpoints,

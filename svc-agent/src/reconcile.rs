@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use svc_common::Addr;
@@ -18,7 +18,7 @@ use crate::cidrs::{self, PodDetector};
 use crate::dataplane::{ApplyError, Dataplane, NODE, Part, State};
 use crate::desired::{Desired, Limits};
 use crate::notes::{Note, Notes};
-use crate::object::{Node, ObjectName};
+use crate::object::{Family, Node, ObjectName};
 use crate::plan::{NodePortAddresses, Plan, Warning, node_addresses, plan};
 use crate::service_health::Checks;
 use crate::source::{Event, Interfaces};
@@ -87,6 +87,9 @@ pub struct Reconciler<D> {
     /// What was last said to be left out, to say it once.
     left_out: LeftOut,
     synced: bool,
+    started: SystemTime,
+    /// Of changes that are not in force yet.
+    triggers: Vec<(Family, SystemTime)>,
     status: Arc<Status>,
 }
 
@@ -116,6 +119,8 @@ impl<D: Dataplane> Reconciler<D> {
             outlets: Outlets::default(),
             left_out: LeftOut::default(),
             synced: false,
+            started: SystemTime::now(),
+            triggers: Vec::new(),
             status,
         }
     }
@@ -125,9 +130,14 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     pub fn take(&mut self, event: Event) {
-        if let Event::Node(node) = &event {
-            // A load balancer must not be sent away by the mere lack of a Node object.
-            self.status.set_node_eligible(node.as_ref().is_none_or(|node| node.eligible));
+        match &event {
+            // Kube-proxy's rule: a Node that is gone is what it was last.
+            Event::Node(Some(node)) => self.status.set_node_eligible(node.eligible),
+            Event::Services(list) => self.status.queued(list.len(), 0),
+            Event::PutService(_) | Event::DeleteService(_) => self.status.queued(1, 0),
+            Event::Slices(list) => self.status.queued(0, list.len()),
+            Event::PutSlice(_) | Event::DeleteSlice(_) => self.status.queued(0, 1),
+            _ => {}
         }
         self.store.take(event);
     }
@@ -160,7 +170,14 @@ impl<D: Dataplane> Reconciler<D> {
                         services: self.store.service_count(),
                         frontends: desired.state().frontends.len(),
                         backends: desired.live_backends(),
+                        without_local: desired.without_local(),
                     });
+                }
+                for (family, time) in std::mem::take(&mut self.triggers) {
+                    // What happened before is no measure of this agent.
+                    if time > self.started {
+                        self.status.programmed(family, time.elapsed().unwrap_or_default());
+                    }
                 }
                 if !self.synced {
                     self.synced = true;
@@ -185,6 +202,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         let Some(desired) = &mut self.desired else { return Ok(0) };
         let mut changes = self.store.take_changes();
+        self.triggers.append(&mut changes.triggers);
         let mut left_out = self.left_out.clone();
         let interfaces = self.store.interfaces();
         if changes.node {
@@ -263,7 +281,8 @@ impl<D: Dataplane> Reconciler<D> {
             for reason in new().filter_map(|warning| warning.reason).collect::<BTreeSet<_>>() {
                 let texts: Vec<&str> =
                     new().filter(|warning| warning.reason == Some(reason)).map(|warning| &*warning.text).collect();
-                self.outlets.notes.send(Note { service: name.clone(), reason, text: texts.join("; ") });
+                let uid = self.store.service(&name).map(|service| service.uid.clone()).unwrap_or_default();
+                self.outlets.notes.send(Note { service: name.clone(), uid, reason, text: texts.join("; ") });
             }
         }
         let touched = desired.take_touched();

@@ -28,6 +28,8 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 /// What one Service's port is to say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Check {
+    /// The Service's.
+    pub uid: Box<str>,
     /// Host byte order.
     pub port: u16,
     /// Ready endpoints on this node, by address, of each family that the Service has.
@@ -88,6 +90,7 @@ pub async fn run(mut wanted: watch::Receiver<Checks>, node_name: &str, status: A
                         warn!(%service, "{text}");
                         notes.send(Note {
                             service: service.clone(),
+                            uid: checks.services.get(service).map(|check| check.uid.clone()).unwrap_or_default(),
                             reason: Reason::HealthCheckFailed,
                             text: text.clone(),
                         });
@@ -211,7 +214,8 @@ mod tests {
 
     #[test]
     fn each_family_listens_on_its_own_addresses() {
-        let check = Check { port: 32000, endpoints: BTreeMap::from([(Family::V4, 1), (Family::V6, 2)]) };
+        let check =
+            Check { uid: "u1".into(), port: 32000, endpoints: BTreeMap::from([(Family::V4, 1), (Family::V6, 2)]) };
         let services = BTreeMap::from([(ObjectName::new("a", "b"), check)]);
         let texts = |addresses: Option<BTreeSet<IpAddr>>| -> Vec<(Vec<String>, usize)> {
             let places = places(&Checks { services: services.clone(), addresses });
@@ -255,7 +259,7 @@ mod tests {
     }
 
     fn checks(port: u16, endpoints: usize) -> Checks {
-        let check = Check { port, endpoints: BTreeMap::from([(Family::V4, endpoints)]) };
+        let check = Check { uid: "u1".into(), port, endpoints: BTreeMap::from([(Family::V4, endpoints)]) };
         let services = BTreeMap::from([(ObjectName::new("shop", "edge"), check)]);
         Checks { services, addresses: Some(BTreeSet::from([Ipv4Addr::LOCALHOST.into()])) }
     }
@@ -267,7 +271,7 @@ mod tests {
     #[tokio::test]
     async fn a_port_follows_its_service_and_answers_whatever_the_request() {
         let status = Arc::new(Status::default());
-        status.synced(Sync { took: Duration::ZERO, operations: 0, services: 0, frontends: 0, backends: 0 });
+        status.synced(Sync::default());
         let (wanted, inbox) = watch::channel(Checks::default());
         tokio::spawn(run(inbox, "node-a", status, Notes::default()));
         let (first, second) = (free_port(), free_port());

@@ -1,7 +1,8 @@
 //! Everything the sources said, in one place, and which Services that touches.
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
-use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
+use crate::object::{Family, Node, ObjectName, Service, ServiceCidr, Slice};
 use crate::source::{Event, Interfaces, Kind};
 
 #[derive(Default, Debug)]
@@ -27,6 +28,8 @@ pub struct Changes {
     pub node: bool,
     /// ServiceCIDRs changed.
     pub service_cidrs: bool,
+    /// When what led to changes of endpoints happened.
+    pub triggers: Vec<(Family, SystemTime)>,
 }
 
 impl Store {
@@ -130,10 +133,12 @@ impl Store {
     }
 
     fn put_slice(&mut self, slice: Slice) {
-        if self.slices.get(&slice.name) == Some(&slice) {
+        if self.slices.get(&slice.name).is_some_and(|old| old.says_the_same(&slice)) {
             return;
         }
         self.delete_slice(&slice.name);
+        let family = slice.endpoints.first().map_or(Family::V4, |endpoint| Family::of(endpoint.address));
+        self.changes.triggers.extend(slice.triggered.map(|time| (family, time)));
         let service = ObjectName { namespace: slice.name.namespace.clone(), name: slice.service.clone() };
         self.changes.services.insert(service.clone());
         self.slices_of.insert((service, slice.name.name.clone()));
@@ -172,7 +177,7 @@ mod tests {
 
     fn slice(name: &str, service: &str) -> Slice {
         let name = ObjectName::new("default", name);
-        Slice { name, service: service.into(), ports: vec![], endpoints: vec![], faults: vec![] }
+        Slice { name, triggered: None, service: service.into(), ports: vec![], endpoints: vec![], faults: vec![] }
     }
 
     fn dirty(store: &mut Store) -> Vec<String> {

@@ -116,7 +116,7 @@ prop_compose! {
             ServicePort { name: name.into(), port, protocol, node_port }
         });
         Service {
-            name, created, kind, families, cluster_ips, external_ips, load_balancer_ips, source_ranges, ports: ports.collect(),
+            name, uid: "".into(), created, kind, families, cluster_ips, external_ips, load_balancer_ips, source_ranges, ports: ports.collect(),
             internal_policy, external_policy, affinity_seconds, health_check_port: 0, faults: vec![],
         }
     }
@@ -146,7 +146,7 @@ prop_compose! {
     ) -> Slice {
         let ports =
             ports.into_iter().map(|(name, port, protocol)| SlicePort { name: name.into(), port, protocol }).collect();
-        Slice { name: ObjectName::new("default", name), service: service.name, ports, endpoints, faults: vec![] }
+        Slice { name: ObjectName::new("default", name), triggered: None, service: service.name, ports, endpoints, faults: vec![] }
     }
 }
 
@@ -341,6 +341,22 @@ proptest! {
     }
 
     #[test]
+    fn service_ports_without_local_endpoints_are_counted_as_from_scratch(history in histories()) {
+        let count = |bursts: &[Vec<Event>]| {
+            let status = Arc::new(Status::default());
+            let mut reconciler = Reconciler::new(config(ROOM), Fake::default(), Arc::clone(&status));
+            nothing().into_iter().for_each(|event| reconciler.take(event));
+            for burst in bursts {
+                burst.iter().for_each(|event| reconciler.take(event.clone()));
+                reconciler.reconcile().unwrap();
+            }
+            status.progress().last.unwrap().1.without_local
+        };
+        let at_once: Vec<Event> = history.iter().flatten().cloned().collect();
+        prop_assert_eq!(count(&history), count(&[at_once]));
+    }
+
+    #[test]
     fn a_resync_repairs_exactly_what_was_broken_and_the_next_one_finds_nothing(
         history in histories(),
         damage in prop::collection::vec((0..9u8, any::<Index>()), 0..10),
@@ -416,6 +432,7 @@ proptest! {
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
         let service = Service {
             name: ObjectName::new("default", "last"),
+            uid: "".into(),
             created: 0,
             kind: ServiceKind::Proxied,
             families: vec![Family::V4],
@@ -439,6 +456,7 @@ proptest! {
         };
         reconciler.take(Event::PutSlice(Slice {
             name: ObjectName::new("default", "last"),
+            triggered: None,
             service: "last".into(),
             ports: vec![SlicePort { name: "".into(), port: 80, protocol: Protocol::Tcp }],
             endpoints: (1..=backends).map(endpoint).collect(),

@@ -1,10 +1,11 @@
 //! The reconciler's own thread, and the source that every agent has.
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use svc_agent::cidrs::PodDetector;
 use svc_agent::dataplane::fake::Fake;
 use svc_agent::desired::Limits;
+use svc_agent::object::{Condition, Endpoint, Node, ObjectName, Slice};
 use svc_agent::plan::NodePortAddresses;
 use svc_agent::reconcile::{Config, Pace, Reconciler};
 use svc_agent::source::{Event, Interfaces, addresses};
@@ -134,4 +135,48 @@ async fn changes_within_a_minimal_sync_period_go_together_and_the_first_does_not
     assert!(begin.elapsed() >= min, "the second write came after {:?}", begin.elapsed());
     let expected = Addr::from("192.0.2.9".parse::<std::net::IpAddr>().unwrap());
     assert_eq!(kernel.lock().unwrap().state.addresses.keys().copied().collect::<Vec<_>>(), [expected]);
+}
+
+#[test]
+fn a_change_of_endpoints_is_timed_from_its_cause_and_the_nodes_eligibility_is_what_was_last_known() {
+    let status = Arc::new(Status::default());
+    let mut reconciler = Reconciler::new(config(Pace::default()), Shared::default(), Arc::clone(&status));
+    status.set_node_eligible(false);
+    let slice = |seconds_ago: u64, name: &str, address: &str| Slice {
+        name: ObjectName::new("default", name),
+        triggered: SystemTime::now().checked_sub(Duration::from_secs(seconds_ago)),
+        service: "web".into(),
+        ports: vec![],
+        endpoints: vec![Endpoint {
+            address: address.parse().unwrap(),
+            node: None,
+            condition: Condition::READY,
+            zone_hints: Box::default(),
+            node_hints: Box::default(),
+        }],
+        faults: vec![],
+    };
+    for event in [
+        Event::Services(vec![]),
+        // Before the agent was there.
+        Event::Slices(vec![slice(60, "old", "10.1.0.1")]),
+        Event::Node(None),
+        Event::ServiceCidrs(vec![]),
+        Event::Interfaces(Interfaces::default()),
+    ] {
+        reconciler.take(event);
+    }
+    reconciler.reconcile().unwrap();
+    assert!(!status.node_eligible(), "no Node was seen");
+    reconciler.take(Event::PutSlice(slice(0, "new", "fd00::1")));
+    // Says nothing new.
+    reconciler.take(Event::PutSlice(slice(0, "new", "fd00::1")));
+    reconciler.take(Event::Node(Some(Node { eligible: true, ..Node::default() })));
+    reconciler.take(Event::Node(None));
+    assert_eq!((status.input().slices, status.input().slices_pending), (3, 2));
+    reconciler.reconcile().unwrap();
+    let input = status.input();
+    assert_eq!([input.programming[0].count, input.programming[1].count], [0, 1]);
+    assert_eq!((input.slices, input.slices_pending), (3, 0));
+    assert!(status.node_eligible(), "it is what it was last");
 }

@@ -307,7 +307,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     if let Some(score) = oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).context("setting oomScoreAdj")?;
     }
-    let status = Arc::new(Status::default());
+    let status = Arc::new(Status::new(effective.sync_period));
     let healthz = serve::bind("--healthz-bind-address", effective.healthz_bind_address).await?;
     let metrics = serve::bind("--metrics-bind-address", effective.metrics_bind_address).await?;
     // A folder or a client that cannot be had is told before the kernel is touched.
@@ -316,9 +316,11 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             std::fs::read_dir(directory).with_context(|| format!("--manifests {}", directory.display()))?;
             Source::Manifests(directory.clone())
         }
-        None => Source::Kubernetes(Servers::new(access(&args, &effective)).await?),
+        None => Source::Kubernetes(Servers::new(access(&args, &effective), Arc::clone(&status)).await?),
     };
 
+    // As for kube-proxy: not before the Node object has been seen, where there is to be one.
+    status.set_node_eligible(matches!(source, Source::Manifests(_)));
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "starting");
     let uplinks = host::uplinks(&args.uplinks)?;
     let first_uplink = uplinks[0].clone();

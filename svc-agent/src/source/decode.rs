@@ -2,12 +2,14 @@
 //! rest of it counts.
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 
 use crate::object::{
     Condition, Endpoint, Family, Node, ObjectName, Policy, Protocol, Service, ServiceCidr, ServiceKind, ServicePort,
@@ -16,6 +18,7 @@ use crate::object::{
 
 /// Label of an EndpointSlice: the name of its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The cluster autoscaler's mark on a node that it is about to delete.
 const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
@@ -30,6 +33,11 @@ pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// kube-proxy asks the API server for Services and slices without these.
 pub fn has_label(meta: &ObjectMeta, label: &str) -> bool {
     meta.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
+}
+
+fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
+    let text = meta.annotations.as_ref()?.get(TRIGGER_TIME_ANNOTATION)?;
+    text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 /// Where an object has no namespace, it is in `default`, as for `kubectl apply`.
@@ -139,6 +147,7 @@ pub fn service(object: &core::Service) -> Service {
 
     Service {
         name: object_name(&object.metadata),
+        uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
         created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         kind,
         families,
@@ -202,7 +211,14 @@ pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
             Err(fault) => faults.push(fault),
         }
     }
-    Some(Slice { name: object_name(&object.metadata), service: service.as_str().into(), ports, endpoints, faults })
+    Some(Slice {
+        name: object_name(&object.metadata),
+        triggered: triggered(&object.metadata),
+        service: service.as_str().into(),
+        ports,
+        endpoints,
+        faults,
+    })
 }
 
 /// A legacy Endpoints object as slices, one for each of its subsets, as the EndpointSlice mirroring controller would
@@ -236,7 +252,7 @@ pub fn endpoints(object: &core::Endpoints) -> Vec<Slice> {
             }
         }
         let name = ObjectName::new(&owner.namespace, &format!("{} (Endpoints, subset {})", owner.name, index + 1));
-        slices.push(Slice { name, service: owner.name.clone(), ports, endpoints, faults });
+        slices.push(Slice { name, triggered: None, service: owner.name.clone(), ports, endpoints, faults });
     }
     slices
 }

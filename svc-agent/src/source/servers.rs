@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures::future::BoxFuture;
@@ -25,6 +25,8 @@ use kube::{Client, Config};
 use tower::util::option_layer;
 use tower::{BoxError, Service, ServiceBuilder};
 use tracing::{info, warn};
+
+use crate::status::Status;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that says nothing for this long is given up; a watch has a bookmark about once a minute.
@@ -69,12 +71,13 @@ pub struct Servers {
     access: Access,
     known: Mutex<Known>,
     client: Arc<RwLock<Client>>,
+    status: Arc<Status>,
 }
 
 impl Servers {
     /// # Errors
     /// Where the configuration cannot be read or does not make a client. No server need answer.
-    pub async fn new(access: Access) -> anyhow::Result<Arc<Self>> {
+    pub async fn new(access: Access, status: Arc<Status>) -> anyhow::Result<Arc<Self>> {
         let config = access.config().await?;
         let kubelet = KUBELET_KUBECONFIGS.iter().find_map(|path| server_of(Path::new(path)));
         let (servers, cluster_ip) = servers(&access, &config.cluster_url, kubelet)?;
@@ -90,12 +93,12 @@ impl Servers {
         let client = client(&with_server(config, first)).context("cannot make a client of the API server")?;
         info!(server = %first.url, others = servers.len() - 1, "watching the API server");
         let known = Mutex::new(Known { cluster_ip, servers, current: 0 });
-        Ok(Arc::new(Servers { access, known, client: Arc::new(RwLock::new(client)) }))
+        Ok(Arc::new(Servers { access, known, client: Arc::new(RwLock::new(client)), status }))
     }
 
     /// A client of whichever server is in use at the time of a request.
-    pub fn client(&self) -> Client {
-        ClientBuilder::new(Switch(Arc::clone(&self.client)), "default").build()
+    pub fn client(self: &Arc<Self>) -> Client {
+        ClientBuilder::new(Switch(Arc::clone(self)), "default").build()
     }
 
     /// How many there are to try.
@@ -249,9 +252,9 @@ fn client(config: &Config) -> kube::Result<Client> {
     Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
 }
 
-/// Hands each request to the client of now.
+/// Hands each request to the client of now, and counts it.
 #[derive(Clone)]
-struct Switch(Arc<RwLock<Client>>);
+struct Switch(Arc<Servers>);
 
 impl Service<Request<Body>> for Switch {
     type Response = Response<Body>;
@@ -263,8 +266,17 @@ impl Service<Request<Body>> for Switch {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let client = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Box::pin(async move { client.send(request).await.map_err(BoxError::from) })
+        let servers = Arc::clone(&self.0);
+        let client = servers.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (method, url) = (request.method().clone(), servers.url());
+        Box::pin(async move {
+            let begin = Instant::now();
+            let result = client.send(request).await;
+            let code = result.as_ref().ok().map(|response| response.status().as_u16());
+            let host = url.authority().map(|authority| authority.as_str()).unwrap_or_default();
+            servers.status.requested(method.as_str(), host, code, begin.elapsed());
+            result.map_err(BoxError::from)
+        })
     }
 }
 
@@ -327,7 +339,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kubeconfig");
         std::fs::write(&path, KUBECONFIG).unwrap();
-        let mut servers = Servers::new(Access { kubeconfig: Some(path), ..Access::default() }).await.unwrap();
+        let mut servers =
+            Servers::new(Access { kubeconfig: Some(path), ..Access::default() }, Arc::default()).await.unwrap();
         let through_service = vec![Server { url: CLUSTER_IP.parse().unwrap(), name: None }];
         Arc::get_mut(&mut servers).unwrap().known = known(Some(CLUSTER_IP), through_service);
         let mut expect = Vec::new();
@@ -352,7 +365,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kubeconfig");
         std::fs::write(&path, KUBECONFIG).unwrap();
-        let servers = Servers::new(Access { kubeconfig: Some(path), ..Access::default() }).await.unwrap();
+        let servers =
+            Servers::new(Access { kubeconfig: Some(path), ..Access::default() }, Arc::default()).await.unwrap();
         servers.learn(&["192.0.2.1:6443".parse().unwrap()]).await;
         assert_eq!((servers.count(), servers.url().to_string().as_str()), (1, "http://127.0.0.1:1/"));
     }
