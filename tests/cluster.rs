@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use svc_lab::agent::Agent;
 use svc_lab::client::{Options, Outcome};
-use svc_lab::control_plane::{ControlPlane, OTHER_ADDRESS};
+use svc_lab::control_plane::{ControlPlane, Identity, OTHER_ADDRESS};
 use svc_lab::load::{Load, Tally};
 use svc_lab::manifests::Manifests;
 use svc_lab::source::Source;
@@ -75,12 +75,13 @@ impl Cluster {
         Self::start(lab, source, &[])
     }
 
-    /// Driven by a real API server, which knows the agents by a service account's token.
-    pub fn with_tokens() -> Self {
+    /// Driven by a real API server, which knows the agents by a service account's token, with these arguments for the
+    /// agents.
+    pub fn with_tokens(identity: Identity, arguments: &'static [&'static str]) -> Self {
         let mut lab = Lab::new().unwrap();
         let mut control_plane = ControlPlane::start(&mut lab).unwrap();
-        control_plane.use_a_token(&lab).unwrap();
-        Self::start(lab, Source::ControlPlane(control_plane), &[])
+        control_plane.use_tokens(&lab, identity).unwrap();
+        Self::start(lab, Source::ControlPlane(control_plane), arguments)
     }
 
     /// Driven by a real API server that has another address as well, with these arguments for the agents.
@@ -115,6 +116,12 @@ impl Cluster {
 
     pub fn start_agent(&mut self, node: &'static Node) {
         let agent = Agent::start(&self.lab, node, &self.source, self.agent_arguments).unwrap();
+        self.agents.insert(node.name, agent);
+    }
+
+    /// With other arguments than those of the cluster.
+    pub fn start_agent_with(&mut self, node: &'static Node, arguments: &[&str]) {
+        let agent = Agent::start(&self.lab, node, &self.source, arguments).unwrap();
         self.agents.insert(node.name, agent);
     }
 

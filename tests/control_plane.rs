@@ -2,9 +2,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use svc_lab::agent::inspect;
 use svc_lab::client::Options;
+use svc_lab::control_plane::Identity;
 use svc_lab::topology::{CLIENT, CONTROL_PLANE, NODES, OUTSIDE};
-use svc_tests::cluster::{CLUSTER_IP, Cluster, REFUSED, all_backends, assert_right, http_get, service};
+use svc_tests::cluster::{CLUSTER_IP, Cluster, REFUSED, all_backends, assert_right, http_get, http_get_path, service};
 
 const NODE_PORT: &str = "http://172.31.0.12:30080/";
 const SOON: Duration = Duration::from_secs(2);
@@ -159,7 +161,7 @@ fn another_api_server_is_found_where_one_is_away_or_falls_silent() {
 
 #[test]
 fn a_token_that_was_replaced_and_revoked_costs_no_change() {
-    let mut cluster = Cluster::with_tokens();
+    let mut cluster = Cluster::with_tokens(Identity::Configuration, &[]);
     let (control_plane, lab) = cluster.control_plane();
     control_plane.replace_token(lab).unwrap();
     // Watches that are open stay so; a server that starts anew asks for the token again.
@@ -168,6 +170,25 @@ fn a_token_that_was_replaced_and_revoked_costs_no_change() {
     cluster.change(|manifests| manifests.set_ready("a1", false));
     cluster.expect_soon(SOON, CLIENT, CLUSTER_IP, &["a2", "b1", "b2"]);
     cluster.expect_soon(SOON, OUTSIDE, NODE_PORT, &["a2", "b1", "b2"]);
+}
+
+/// Nobody but the agents serves the ClusterIP of default/kubernetes, so that the first one has to be told another way.
+#[test]
+fn an_agent_in_a_pod_goes_to_the_api_server_itself_and_finds_it_again() {
+    let mut cluster = Cluster::with_tokens(Identity::Pod, &["--api-server", "https://172.31.0.2:6443"]);
+    let node = &NODES[0];
+    eventually("the kernel knows the API server", || {
+        let text = inspect(&cluster.lab, node, &["backends", "default/kubernetes"]).unwrap();
+        text.contains("172.31.0.2:6443")
+    });
+    cluster.kill_agent(node);
+    cluster.start_agent_with(node, &[]);
+    cluster.change(|manifests| manifests.set_ready("a1", false));
+    cluster.expect_soon(SOON, CLIENT, CLUSTER_IP, &["a2", "b1", "b2"]);
+    let metrics = http_get_path(&cluster.lab, node.name, "127.0.0.1:10249", "/metrics").unwrap();
+    let requests: Vec<_> = metrics.lines().filter(|line| line.starts_with("rest_client_requests_total{")).collect();
+    let right = |line: &&str| line.contains("host=\"172.31.0.2:6443\"") && line.contains("code=\"200\"");
+    assert!(!requests.is_empty() && requests.iter().all(right), "{requests:?}");
 }
 
 #[test]

@@ -33,7 +33,14 @@ impl Agent {
 
     fn spawn(lab: &Lab, node: &Node, source: &Source, arguments: &[&str]) -> Result<Self> {
         let (path, log) = lab.log(&format!("agent-{}", node.name))?;
-        let mut command = Command::new(binaries::agent()?);
+        let pod = match source {
+            Source::ControlPlane(control_plane) => control_plane.pod(),
+            Source::Directory(_) => None,
+        };
+        let mut command = match pod {
+            Some((files, environment)) => in_pod(&binaries::agent()?, &files, environment),
+            None => Command::new(binaries::agent()?),
+        };
         command
             .args(["run", "--node-name", node.name, "--cluster-cidr", CLUSTER_CIDRS])
             .args(lab.uplinks().iter().flat_map(|uplink| ["--uplink", uplink]))
@@ -73,6 +80,21 @@ impl Agent {
     pub fn log_tail(&self) -> String {
         log_tail(&self.log)
     }
+}
+
+/// The program with a /run of its own, where these files are what the kubelet puts there for a pod with a service account.
+fn in_pod(program: &Path, files: &Path, environment: [(&str, &str); 2]) -> Command {
+    const SCRIPT: &str = "set -e
+        mount --rbind /run/svc-lab /mnt
+        mount -t tmpfs tmpfs /run
+        mkdir -p /run/svc-lab /run/secrets/kubernetes.io/serviceaccount
+        mount --rbind /mnt /run/svc-lab
+        mount --bind \"$1\" /run/secrets/kubernetes.io/serviceaccount
+        shift
+        exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", SCRIPT, "sh"]).arg(files).arg(program).envs(environment);
+    command
 }
 
 /// Waits until a Service proxy, the agent or kube-proxy, says that the kernel knows everything.

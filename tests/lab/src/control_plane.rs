@@ -39,8 +39,20 @@ pub struct ControlPlane {
     _etcd: Process,
     api_server: Option<Process>,
     published: Manifests,
-    /// How many tokens the agents' service account has had; none: they have certificates.
+    identity: Identity,
+    /// How many tokens the agents' service account has had.
     tokens: u32,
+}
+
+/// How an agent is told where the API server is, and who it is itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// A kubeconfig with a certificate.
+    Certificate,
+    /// As kubeadm tells kube-proxy: a configuration file, which names a kubeconfig, which names a file with a token.
+    Configuration,
+    /// As the kubelet tells a pod: by its environment, and files in a known place.
+    Pod,
 }
 
 impl ControlPlane {
@@ -54,20 +66,49 @@ impl ControlPlane {
         }
         let etcd = start_etcd(lab, &binaries, &directory)?;
         let published = Manifests::default();
-        let mut control_plane =
-            ControlPlane { binaries, directory, _etcd: etcd, api_server: None, published, tokens: 0 };
+        let mut control_plane = ControlPlane {
+            binaries,
+            directory,
+            _etcd: etcd,
+            api_server: None,
+            published,
+            identity: Identity::Certificate,
+            tokens: 0,
+        };
         control_plane.start_api_server(lab)?;
         Ok(control_plane)
     }
 
     /// For the agent: what kube-proxy may, and no more.
     pub fn agent_kubeconfig(&self) -> PathBuf {
-        kubeconfig(&self.directory, if self.tokens > 0 { SERVICE_ACCOUNT } else { certificates::AGENT })
+        kubeconfig(&self.directory, certificates::AGENT)
     }
 
-    /// Gives the agents a service account's token, in a file, instead of a certificate: agents that start from now on have
-    /// it.
-    pub fn use_a_token(&mut self, lab: &Lab) -> Result<()> {
+    /// The arguments that tell an agent of the API server.
+    pub fn agent_arguments(&self) -> Vec<String> {
+        match self.identity {
+            Identity::Certificate => vec!["--kubeconfig".to_owned(), self.agent_kubeconfig().display().to_string()],
+            Identity::Configuration => vec!["--config".to_owned(), self.configuration().display().to_string()],
+            Identity::Pod => vec![],
+        }
+    }
+
+    /// Where an agent is to be in a pod: the files that it finds there, and the environment.
+    pub fn pod(&self) -> Option<(PathBuf, [(&'static str, &'static str); 2])> {
+        let environment = [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "443")];
+        (self.identity == Identity::Pod).then(|| (self.service_account(), environment))
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.directory.join("kube-proxy.yaml")
+    }
+
+    fn service_account(&self) -> PathBuf {
+        self.directory.join("serviceaccount")
+    }
+
+    /// Gives the agents that start from now on a service account with a token instead of a certificate.
+    pub fn use_tokens(&mut self, lab: &Lab, identity: Identity) -> Result<()> {
         let account = json!({
             "apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": { "name": SERVICE_ACCOUNT, "namespace": NAMESPACE },
@@ -83,9 +124,21 @@ impl ControlPlane {
             apply(&client, &account).await?;
             apply(&client, &binding).await
         })?;
+        let files = self.service_account();
+        fs::create_dir_all(&files)?;
+        fs::write(files.join("namespace"), NAMESPACE)?;
+        fs::copy(self.directory.join("ca.crt"), files.join("ca.crt"))?;
         self.replace_token(lab)?;
-        let token = self.directory.join("token");
-        write_user(&self.directory, SERVICE_ACCOUNT, &json!({ "tokenFile": token.display().to_string() }))
+        let token = files.join("token").display().to_string();
+        write_user(&self.directory, SERVICE_ACCOUNT, &json!({ "tokenFile": token }))?;
+        let configuration = json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "iptables",
+            "clientConnection": { "kubeconfig": kubeconfig(&self.directory, SERVICE_ACCOUNT) },
+            "conntrack": { "maxPerCore": 0 },
+        });
+        fs::write(self.configuration(), configuration.to_string())?;
+        self.identity = identity;
+        Ok(())
     }
 
     /// Writes another token into the file, and then revokes the one that was there.
@@ -97,7 +150,7 @@ impl ControlPlane {
             json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata })
         };
         let (old, new) = (self.tokens, self.tokens + 1);
-        let file = self.directory.join("token");
+        let file = self.service_account().join("token");
         self.with_client(lab, async |client| {
             apply(&client, &secret(name(new))).await?;
             let request = json!({

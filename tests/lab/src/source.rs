@@ -39,11 +39,10 @@ impl Source {
     }
 
     /// What tells the agent of it.
-    pub fn arguments(&self) -> [String; 2] {
-        let (flag, path) = match self {
-            Source::Directory(directory) => ("--manifests", directory.clone()),
-            Source::ControlPlane(control_plane) => ("--kubeconfig", control_plane.agent_kubeconfig()),
-        };
-        [flag.to_owned(), path.display().to_string()]
+    pub fn arguments(&self) -> Vec<String> {
+        match self {
+            Source::Directory(directory) => vec!["--manifests".to_owned(), directory.display().to_string()],
+            Source::ControlPlane(control_plane) => control_plane.agent_arguments(),
+        }
     }
 }
