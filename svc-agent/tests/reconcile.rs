@@ -1,4 +1,5 @@
 //! The reconciler's own thread, and the source that every agent has.
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,6 +12,7 @@ use svc_agent::reconcile::{Config, Pace, Reconciler};
 use svc_agent::source::{Event, Interfaces, addresses};
 use svc_agent::status::Status;
 use svc_common::Addr;
+use svc_common::map::{CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -133,7 +135,7 @@ async fn changes_within_a_minimal_sync_period_go_together_and_the_first_does_not
     assert_eq!(status.progress().syncs.count, 1);
     wait_for("the second sync", || status.progress().syncs.count == 2).await;
     assert!(begin.elapsed() >= min, "the second write came after {:?}", begin.elapsed());
-    let expected = Addr::from("192.0.2.9".parse::<std::net::IpAddr>().unwrap());
+    let expected = Addr::from("192.0.2.9".parse::<IpAddr>().unwrap());
     assert_eq!(kernel.lock().unwrap().state.addresses.keys().copied().collect::<Vec<_>>(), [expected]);
 }
 
@@ -179,4 +181,35 @@ fn a_change_of_endpoints_is_timed_from_its_cause_and_the_nodes_eligibility_is_wh
     assert_eq!([input.programming[0].count, input.programming[1].count], [0, 1]);
     assert_eq!((input.slices, input.slices_pending), (3, 0));
     assert!(status.node_eligible(), "it is what it was last");
+}
+
+#[test]
+fn pods_ranges_follow_the_node_and_count_for_their_own_family() {
+    let config = Config { pods: PodDetector::NodeCidr, ..config(Pace::default()) };
+    let mut reconciler = Reconciler::new(config, Fake::default(), Arc::new(Status::default()));
+    for event in [
+        Event::Services(vec![]),
+        Event::Slices(vec![]),
+        Event::Node(None),
+        Event::ServiceCidrs(vec![]),
+        Event::Interfaces(Interfaces::default()),
+    ] {
+        reconciler.take(event);
+    }
+    for (ranges, flags) in [
+        (&[][..], 0),
+        (&["10.244.1.0/24"], CONFIG_DETECT_PODS_V4),
+        (&["10.244.7.0/24", "fd00:1::/64"], CONFIG_DETECT_PODS_V4 | CONFIG_DETECT_PODS_V6),
+        (&["fd00:1::/64"], CONFIG_DETECT_PODS_V6),
+    ] {
+        let pod_cidrs = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        reconciler.take(Event::Node(Some(Node { pod_cidrs, ..Node::default() })));
+        reconciler.reconcile().unwrap();
+        let kernel = &reconciler.dataplane().state;
+        assert_eq!(kernel.config.flags, flags, "{ranges:?}");
+        let known: Vec<String> = kernel.cidrs.keys().map(|key| IpAddr::from(key.addr).to_string()).collect();
+        let wanted: Vec<&str> = ranges.iter().map(|range| range.split('/').next().unwrap()).collect();
+        assert_eq!(known.len(), wanted.len(), "{known:?}");
+        assert!(wanted.iter().all(|wanted| known.iter().any(|known| known == wanted)), "{known:?} for {ranges:?}");
+    }
 }
