@@ -245,6 +245,55 @@ fn a_long_connection_stays_with_a_backend_that_left(#[case] host: &str, #[case] 
     }
 }
 
+/// What a connected UDP socket is told when it is terminated.
+const TERMINATED: [&str; 2] = ["wait: ConnectionAborted", "receive: ConnectionAborted"];
+
+/// Connected UDP sockets, a datagram on each every 20 ms; enough that every backend has one.
+fn connected_sockets(cluster: &Cluster, host: &str, target: &str) -> Vec<Load> {
+    let sockets = (0..12).map(|_| cluster.long_connection(host, target)).collect();
+    thread::sleep(Duration::from_millis(500));
+    sockets
+}
+
+/// Those that were at `pod` failed once, within this time, and are with others since; all others are where they were.
+#[track_caller]
+fn expect_terminated(sockets: Vec<Load>, pod: &str, within: Duration) {
+    let mut terminated = 0;
+    for socket in sockets {
+        let outcomes = socket.finish().unwrap();
+        let first = outcomes[0].backend.clone().unwrap();
+        let of_first = outcomes.iter().take_while(|outcome| outcome.backend.as_ref() == Some(&first)).count();
+        let rest = &outcomes[of_first..];
+        if first != pod {
+            assert!(rest.is_empty(), "a socket at {first}: {rest:?}");
+            continue;
+        }
+        terminated += 1;
+        let [failure, rest @ ..] = rest else { panic!("a socket at {pod} was not terminated within {within:?}") };
+        assert!(TERMINATED.contains(&failure.error.as_deref().unwrap_or_default()), "{failure:?}");
+        assert!(!rest.is_empty());
+        for outcome in rest {
+            assert!(outcome.backend.as_deref().is_some_and(|backend| backend != pod), "{outcome:?}");
+        }
+    }
+    assert!(terminated > 0, "no socket was at {pod}");
+}
+
+#[rstest]
+#[case::pod(CLIENT, "udp://10.96.0.7:7")]
+#[case::pod_v6(CLIENT, "udp://[fd00:10:96::7]:7")]
+#[case::pod_v4_mapped(CLIENT, "udp://[::ffff:10.96.0.7]:7")]
+#[case::node(NODE_A, "udp://10.96.0.7:7")]
+#[case::node_v6_node_port(NODE_A, "udp://[fd00:31::11]:30007")]
+#[case::node_localhost(NODE_A, "udp://127.0.0.1:30007")]
+fn a_connected_udp_socket_whose_backend_left_is_terminated(#[case] host: &str, #[case] target: &str) {
+    let mut cluster = Cluster::with_manifests();
+    let sockets = connected_sockets(&cluster, host, target);
+    cluster.change(|manifests| manifests.remove_pod("a1"));
+    thread::sleep(Duration::from_secs(1));
+    expect_terminated(sockets, "a1", Duration::from_secs(1));
+}
+
 #[test]
 fn no_request_fails_while_the_agents_are_killed_and_what_changed_meanwhile_is_right_within_a_second() {
     let mut cluster = Cluster::with_manifests();

@@ -50,6 +50,8 @@ fn text(status: &Status, counters: Option<&ReadCounters>) -> String {
     for (map, count) in &repairs.repaired {
         page.sample("svc_repairs_total", &format!("map=\"{map}\""), count);
     }
+    page.family("svc_udp_sockets_terminated_total", "counter", "Connected UDP sockets whose backend had left.");
+    page.sample("svc_udp_sockets_terminated_total", "", status.all_sockets_terminated());
     if let Some((time, sync)) = progress.last {
         let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         page.family("svc_sync_last_timestamp_seconds", "gauge", "When the kernel last was up to date.");
@@ -150,6 +152,8 @@ mod tests {
         status.asked(false, 503);
         status.requested("GET", "192.0.2.1:6443", Some(200), Duration::from_millis(30));
         status.requested("GET", "192.0.2.1:6443", None, Duration::from_secs(1));
+        status.sockets_terminated(2);
+        status.sockets_terminated(1);
         let read = || Reason::ALL.iter().map(|reason| (*reason, Counter { packets: 5, bytes: 6 })).collect();
         let page = answer("/metrics", &status, Some(&read), "").unwrap().body;
         let mut family = "";
@@ -167,6 +171,7 @@ mod tests {
             "svc_backends 4",
             "svc_sync_duration_seconds_bucket{le=\"0.001\"} 0",
             "svc_sync_duration_seconds_bucket{le=\"0.003\"} 1",
+            "svc_udp_sockets_terminated_total 3",
             "svc_packets_total{reason=\"flow_hit\"} 5",
             "svc_bytes_total{reason=\"no_backend\"} 6",
             "svc_repairs_total{map=\"cidrs\"} 2",

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use svc_common::Addr;
-use svc_common::map::{self, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, Uplink};
+use svc_common::map::{self, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, UDP, Uplink};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout_at;
@@ -22,6 +22,7 @@ use crate::object::{Family, Node, ObjectName};
 use crate::plan::{NodePortAddresses, Plan, Warning, node_addresses, plan};
 use crate::service_health::Checks;
 use crate::source::{Event, Interfaces};
+use crate::stale_sockets::Departures;
 use crate::status::{Resync, Status, Sync};
 use crate::store::Store;
 use crate::topology::Here;
@@ -65,11 +66,16 @@ const UPLINKS: usize = 256;
 pub struct Outlets {
     pub health_checks: watch::Sender<Checks>,
     pub notes: Notes,
+    pub departures: Departures,
 }
 
 impl Default for Outlets {
     fn default() -> Self {
-        Outlets { health_checks: watch::Sender::new(Checks::default()), notes: Notes::default() }
+        Outlets {
+            health_checks: watch::Sender::new(Checks::default()),
+            notes: Notes::default(),
+            departures: Departures::default(),
+        }
     }
 }
 
@@ -86,6 +92,8 @@ pub struct Reconciler<D> {
     outlets: Outlets,
     /// What was last said to be left out, to say it once.
     left_out: LeftOut,
+    /// A UDP backend has left, or may have while no agent ran, of which nobody was told.
+    departed: bool,
     synced: bool,
     started: SystemTime,
     /// Of changes that are not in force yet.
@@ -118,6 +126,7 @@ impl<D: Dataplane> Reconciler<D> {
             health_checks: Checks::default(),
             outlets: Outlets::default(),
             left_out: LeftOut::default(),
+            departed: true,
             synced: false,
             started: SystemTime::now(),
             triggers: Vec::new(),
@@ -162,6 +171,9 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                     differ
                 });
+                if std::mem::take(&mut self.departed) {
+                    self.outlets.departures.tell();
+                }
                 if let Some(desired) = &mut self.desired {
                     desired.settle();
                     self.status.synced(Sync {
@@ -286,6 +298,9 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         let touched = desired.take_touched();
+        let backends = &desired.state().backends;
+        let has_left = |id| backends.get(id).is_some_and(|backend| backend.live == 0 && backend.protocol == UDP);
+        self.departed |= touched.backends.iter().any(has_left);
         self.applier.apply(desired.state(), touched)
     }
 

@@ -41,6 +41,7 @@ pub struct Status {
     node_eligible: AtomicBool,
     connected: AtomicBool,
     failures: AtomicU64,
+    sockets_terminated: AtomicU64,
     progress: Mutex<Progress>,
     repairs: Mutex<Repairs>,
     input: Mutex<Input>,
@@ -133,6 +134,7 @@ impl Default for Status {
             }),
             asked: Mutex::default(),
             requests: Mutex::default(),
+            sockets_terminated: AtomicU64::new(0),
         }
     }
 }
@@ -238,6 +240,15 @@ impl Status {
 
     pub fn failures(&self) -> u64 {
         self.failures.load(Relaxed)
+    }
+
+    /// That many more UDP sockets were terminated.
+    pub fn sockets_terminated(&self, more: u64) {
+        self.sockets_terminated.fetch_add(more, Relaxed);
+    }
+
+    pub fn all_sockets_terminated(&self) -> u64 {
+        self.sockets_terminated.load(Relaxed)
     }
 
     /// Whether the source of objects can be reached.

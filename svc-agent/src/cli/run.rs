@@ -16,6 +16,7 @@ use crate::cidrs::{DetectLocalMode, PodDetector};
 use crate::dataplane::{Dataplane as _, Settings, SocketLb, XdpMode, aya};
 use crate::inspect::Pins;
 use crate::kube_proxy_config::{self, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT};
+use crate::netns::Places;
 use crate::notes::Notes;
 use crate::object::ObjectName;
 use crate::plan::NodePortAddresses;
@@ -23,8 +24,9 @@ use crate::pods::{PodInterfaces, Pods};
 use crate::reconcile::{Config, Outlets, Pace, Reconciler};
 use crate::source::servers::{Access, Servers};
 use crate::source::{addresses, kubernetes, manifests};
+use crate::stale_sockets::Departures;
 use crate::status::Status;
-use crate::{health, host, metrics, notes, serve, service_health, sweep};
+use crate::{health, host, metrics, notes, serve, service_health, stale_sockets, sweep};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
@@ -78,6 +80,14 @@ pub struct Args {
     /// Refuse the node's own processes ports that are NodePorts: they would get no connection there.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     node_port_bind_protection: bool,
+
+    /// Terminate connected UDP sockets whose backend has left, so that their owners connect anew.
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
+    terminate_udp_sockets: bool,
+
+    /// Where named network namespaces are, whose sockets are terminated like those of processes.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "/run/netns,/var/run/netns")]
+    netns_dirs: Vec<PathBuf>,
 
     /// The interfaces of pods, for what sockets do not show: `auto`, `none`, or patterns such as veth*,cali*.
     #[arg(long, value_name = "PATTERN", default_value = "auto")]
@@ -337,6 +347,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         timeouts: args.timeouts.timeouts(),
         max_frontends: args.max_frontends.unwrap_or(args.max_services * 2),
     })?;
+    let places = (args.socket_lb == SocketLb::On).then(|| Places { proc: "/proc".into(), named: args.netns_dirs });
+    let departures = if args.terminate_udp_sockets && args.socket_lb != SocketLb::Off {
+        stale_sockets::start(&args.bpffs, places, Arc::clone(&status))?
+    } else {
+        Departures::default()
+    };
     tokio::spawn(sweep::run(args.bpffs));
 
     let pod_interfaces =
@@ -364,8 +380,11 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         Source::Kubernetes(_) => Notes::channel(),
         Source::Manifests(_) => (Notes::default(), mpsc::channel(1).1),
     };
-    let reconciler = Reconciler::new(config, dataplane, Arc::clone(&status))
-        .with_outlets(Outlets { health_checks, notes: notes.clone() });
+    let reconciler = Reconciler::new(config, dataplane, Arc::clone(&status)).with_outlets(Outlets {
+        health_checks,
+        notes: notes.clone(),
+        departures,
+    });
     let check_name = node_name.clone();
     let check_status = Arc::clone(&status);
     tokio::spawn(async move { service_health::run(wanted_checks, &check_name, check_status, notes).await });

@@ -36,7 +36,7 @@ pub struct Options {
     pub rate: Option<u32>,
     #[arg(long, default_value_t = 2000)]
     pub timeout_ms: u64,
-    /// All requests on one connection instead of one each.
+    /// All requests on one connection, or connected UDP socket, instead of one each.
     #[arg(long)]
     pub keep_alive: bool,
     /// UDP: name the target with every datagram instead of connecting the socket.
@@ -187,6 +187,12 @@ pub(crate) enum Target {
 
 type Connection = SendRequest<Empty<Bytes>>;
 
+/// What goes on to the next request.
+enum Kept {
+    Connection(Connection),
+    Socket(UdpSocket),
+}
+
 impl Target {
     pub(crate) fn parse(text: &str) -> Result<Self> {
         if let Some(address) = text.strip_prefix("udp://") {
@@ -217,27 +223,41 @@ impl Target {
         }
     }
 
-    async fn ask(&self, options: &Options, kept: &mut Option<Connection>) -> Result<Answer> {
+    async fn ask(&self, options: &Options, kept: &mut Option<Kept>) -> Result<Answer> {
         match self {
             Target::Udp(address) if options.unconnected => ask_unconnected(*address).await,
             Target::Udp(address) => {
-                let socket = match &options.source_ports {
-                    Some(ports) => UdpSocket::from_std(bound(ports, *address, Type::DGRAM)?.into())?,
-                    None => UdpSocket::bind(unspecified(*address)).await?,
+                let socket = match kept.take() {
+                    Some(Kept::Socket(socket)) => {
+                        // Of what became of it since, sending would say no more than that it is not connected.
+                        socket.take_error()?.map_or(Ok(()), |error| Err(named("wait", &error)))?;
+                        socket
+                    }
+                    _ => {
+                        let socket = match &options.source_ports {
+                            Some(ports) => UdpSocket::from_std(bound(ports, *address, Type::DGRAM)?.into())?,
+                            None => UdpSocket::bind(unspecified(*address)).await?,
+                        };
+                        connect_udp(socket, *address).await?
+                    }
                 };
-                exchange(&connect_udp(socket, *address).await?).await
+                let answer = exchange(&socket).await?;
+                if options.keep_alive {
+                    *kept = Some(Kept::Socket(socket));
+                }
+                Ok(answer)
             }
             Target::Http { address, host, path } => {
                 let mut connection = match kept.take() {
-                    Some(connection) => connection,
-                    None => match &options.source_ports {
+                    Some(Kept::Connection(connection)) => connection,
+                    _ => match &options.source_ports {
                         Some(ports) => connect_bound(ports, *address).await?,
                         None => connect(*address).await?,
                     },
                 };
                 let answer = get(&mut connection, host, path).await?;
                 if options.keep_alive {
-                    *kept = Some(connection);
+                    *kept = Some(Kept::Connection(connection));
                 }
                 Ok(answer)
             }
