@@ -12,7 +12,7 @@ use svc_lab::client::Options;
 use svc_lab::flood::Flood;
 use svc_lab::load::Load;
 use svc_lab::pieces;
-use svc_lab::topology::{BACKENDS, CLIENT, NODES, OUTSIDE};
+use svc_lab::topology::{BACKENDS, CLIENT, NODES, OUTSIDE, PORT, Pod};
 use svc_tests::cluster::{CLUSTER_IP, Cluster, NODE_PORT, REFUSED, all_backends, assert_right, service};
 
 const NODE_A: &str = "node-a";
@@ -248,50 +248,118 @@ fn a_long_connection_stays_with_a_backend_that_left(#[case] host: &str, #[case] 
 /// What a connected UDP socket is told when it is terminated.
 const TERMINATED: [&str; 2] = ["wait: ConnectionAborted", "receive: ConnectionAborted"];
 
-/// Connected UDP sockets, a datagram on each every 20 ms; enough that every backend has one.
-fn connected_sockets(cluster: &Cluster, host: &str, target: &str) -> Vec<Load> {
-    let sockets = (0..12).map(|_| cluster.long_connection(host, target)).collect();
+/// Connected UDP sockets, a datagram on each every 20 ms, and the pod that the first one is at.
+fn connected_sockets(cluster: &Cluster, host: &str, target: &str) -> (Vec<Load>, &'static Pod) {
+    let sockets: Vec<_> = (0..8).map(|_| cluster.long_connection(host, target)).collect();
     thread::sleep(Duration::from_millis(500));
-    sockets
+    let backend = sockets[0].take()[0].backend.clone().unwrap();
+    (sockets, BACKENDS.iter().find(|pod| pod.name == backend).unwrap())
 }
 
-/// Those that were at `pod` failed once, within this time, and are with others since; all others are where they were.
+/// Within a second those at `pod` fail once, and are with others from then on. All others stay where they are.
 #[track_caller]
-fn expect_terminated(sockets: Vec<Load>, pod: &str, within: Duration) {
+fn expect_terminated(sockets: Vec<Load>, pod: &Pod) {
+    thread::sleep(Duration::from_secs(1));
     let mut terminated = 0;
     for socket in sockets {
         let outcomes = socket.finish().unwrap();
-        let first = outcomes[0].backend.clone().unwrap();
-        let of_first = outcomes.iter().take_while(|outcome| outcome.backend.as_ref() == Some(&first)).count();
+        let first = outcomes[0].backend.as_deref().unwrap();
+        let of_first = outcomes.iter().take_while(|outcome| outcome.backend.as_deref() == Some(first)).count();
         let rest = &outcomes[of_first..];
-        if first != pod {
+        if first != pod.name {
             assert!(rest.is_empty(), "a socket at {first}: {rest:?}");
             continue;
         }
         terminated += 1;
-        let [failure, rest @ ..] = rest else { panic!("a socket at {pod} was not terminated within {within:?}") };
+        let [failure, rest @ ..] = rest else { panic!("a socket stays at {first}") };
         assert!(TERMINATED.contains(&failure.error.as_deref().unwrap_or_default()), "{failure:?}");
-        assert!(!rest.is_empty());
-        for outcome in rest {
-            assert!(outcome.backend.as_deref().is_some_and(|backend| backend != pod), "{outcome:?}");
-        }
+        let elsewhere = rest.iter().filter(|outcome| outcome.backend.as_deref().is_some_and(|other| other != first));
+        assert!(!rest.is_empty() && elsewhere.count() == rest.len(), "{rest:?}");
     }
-    assert!(terminated > 0, "no socket was at {pod}");
+    assert!(terminated > 0);
+}
+
+/// They all stay where they are.
+#[track_caller]
+fn expect_untouched(sockets: Vec<Load>) {
+    thread::sleep(Duration::from_secs(1));
+    for socket in sockets {
+        let outcomes = socket.finish().unwrap();
+        let first = &outcomes[0].backend;
+        let elsewhere: Vec<_> = outcomes.iter().filter(|outcome| outcome.backend != *first).collect();
+        assert!(first.is_some() && elsewhere.is_empty(), "{elsewhere:?}");
+    }
+}
+
+const UDP_CLUSTER_IP: &str = "udp://10.96.0.7:7";
+
+#[rstest]
+#[case::pod(CLIENT, UDP_CLUSTER_IP)]
+#[case::pod_v6(CLIENT, "udp://[fd00:10:96::7]:7")]
+#[case::pod_v4_mapped(CLIENT, "udp://[::ffff:10.96.0.7]:7")]
+#[case::node(NODE_A, UDP_CLUSTER_IP)]
+#[case::node_to_its_own_node_port_v6(NODE_A, "udp://[fd00:31::11]:30007")]
+#[case::node_to_localhost_node_port(NODE_A, "udp://127.0.0.1:30007")]
+fn a_connected_udp_socket_whose_backend_left_is_terminated(#[case] host: &str, #[case] target: &str) {
+    let mut cluster = Cluster::with_manifests();
+    let (sockets, pod) = connected_sockets(&cluster, host, target);
+    cluster.change(|manifests| manifests.remove_pod(pod.name));
+    expect_terminated(sockets, pod);
 }
 
 #[rstest]
-#[case::pod(CLIENT, "udp://10.96.0.7:7")]
-#[case::pod_v6(CLIENT, "udp://[fd00:10:96::7]:7")]
-#[case::pod_v4_mapped(CLIENT, "udp://[::ffff:10.96.0.7]:7")]
-#[case::node(NODE_A, "udp://10.96.0.7:7")]
-#[case::node_v6_node_port(NODE_A, "udp://[fd00:31::11]:30007")]
-#[case::node_localhost(NODE_A, "udp://127.0.0.1:30007")]
-fn a_connected_udp_socket_whose_backend_left_is_terminated(#[case] host: &str, #[case] target: &str) {
+#[case::the_nodes_own(&["--socket-lb", "host"], NODE_A)]
+#[case::by_its_process_alone(&["--netns-dirs", "/nonexistent"], CLIENT)]
+fn a_connected_udp_socket_is_terminated_with(#[case] arguments: &'static [&'static str], #[case] host: &str) {
+    let mut cluster = Cluster::with_arguments(arguments);
+    let (sockets, pod) = connected_sockets(&cluster, host, UDP_CLUSTER_IP);
+    cluster.change(|manifests| manifests.remove_pod(pod.name));
+    expect_terminated(sockets, pod);
+}
+
+#[rstest]
+#[case::pod(CLIENT)]
+#[case::node(NODE_A)]
+fn a_connected_udp_socket_whose_backend_left_while_no_agent_ran_is_terminated(#[case] host: &str) {
     let mut cluster = Cluster::with_manifests();
-    let sockets = connected_sockets(&cluster, host, target);
-    cluster.change(|manifests| manifests.remove_pod("a1"));
-    thread::sleep(Duration::from_secs(1));
-    expect_terminated(sockets, "a1", Duration::from_secs(1));
+    let (sockets, pod) = connected_sockets(&cluster, host, UDP_CLUSTER_IP);
+    cluster.kill_agent(&NODES[0]);
+    cluster.change(|manifests| manifests.remove_pod(pod.name));
+    thread::sleep(Duration::from_millis(500));
+    cluster.start_agent(&NODES[0]);
+    expect_terminated(sockets, pod);
+}
+
+#[rstest]
+#[case::pod(CLIENT)]
+#[case::node(NODE_A)]
+fn a_udp_socket_that_is_connected_to_a_pods_own_address_is_left_alone(#[case] host: &str) {
+    let mut cluster = Cluster::with_manifests();
+    let (sockets, pod) = connected_sockets(&cluster, host, UDP_CLUSTER_IP);
+    let direct = cluster.long_connection(host, &format!("udp://{}:{PORT}", pod.v4()));
+    thread::sleep(Duration::from_millis(200));
+    cluster.change(|manifests| manifests.remove_pod(pod.name));
+    expect_terminated(sockets, pod);
+    expect_untouched(vec![direct]);
+}
+
+#[test]
+fn a_connected_udp_socket_whose_backend_left_and_returned_while_no_agent_ran_is_left_alone() {
+    let mut cluster = Cluster::with_manifests();
+    let (sockets, pod) = connected_sockets(&cluster, CLIENT, UDP_CLUSTER_IP);
+    cluster.kill_agent(&NODES[0]);
+    cluster.change(|manifests| manifests.remove_pod(pod.name));
+    cluster.change(|manifests| *manifests = svc_lab::manifests::Manifests::hostnames().unwrap());
+    cluster.start_agent(&NODES[0]);
+    expect_untouched(sockets);
+}
+
+#[test]
+fn a_connected_udp_socket_is_left_alone_where_that_is_wanted() {
+    let mut cluster = Cluster::with_arguments(&["--terminate-udp-sockets", "false"]);
+    let (sockets, pod) = connected_sockets(&cluster, CLIENT, UDP_CLUSTER_IP);
+    cluster.change(|manifests| manifests.remove_pod(pod.name));
+    expect_untouched(sockets);
 }
 
 #[test]

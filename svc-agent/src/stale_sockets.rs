@@ -31,6 +31,12 @@ const REST: u32 = 9;
 pub struct Departures(Option<SyncSender<()>>);
 
 impl Departures {
+    /// And who is told.
+    pub fn channel() -> (Self, Receiver<()>) {
+        let (sender, receiver) = sync_channel(1);
+        (Departures(Some(sender)), receiver)
+    }
+
     /// Never waits: all that is told during a search is one search more.
     pub fn tell(&self) {
         if let Some(sender) = &self.0 {
@@ -62,13 +68,13 @@ pub fn start(bpffs: &Path, places: Option<Places>, status: Arc<Status>) -> anyho
             false
         }
     });
-    let (sender, departures) = sync_channel(1);
+    let (departures, told) = Departures::channel();
     let mut search = Search { list, sockets, backends, places, status, told: Told::default() };
     thread::Builder::new()
         .name("stale-sockets".to_owned())
-        .spawn(move || search.run(&departures))
+        .spawn(move || search.run(&told))
         .context("cannot start a thread")?;
-    Ok(Departures(Some(sender)))
+    Ok(departures)
 }
 
 /// The entries of sockets whose backend has left: by the entry's key, the backend's id.
@@ -310,8 +316,7 @@ mod tests {
 
     #[test]
     fn telling_never_waits() {
-        let (sender, receiver) = sync_channel(1);
-        let departures = Departures(Some(sender));
+        let (departures, receiver) = Departures::channel();
         for _ in 0..3 {
             departures.tell();
         }

@@ -8,8 +8,9 @@ use svc_agent::dataplane::fake::Fake;
 use svc_agent::desired::Limits;
 use svc_agent::object::{Condition, Endpoint, Node, ObjectName, Slice};
 use svc_agent::plan::NodePortAddresses;
-use svc_agent::reconcile::{Config, Pace, Reconciler};
-use svc_agent::source::{Event, Interfaces, addresses};
+use svc_agent::reconcile::{Config, Outlets, Pace, Reconciler};
+use svc_agent::source::{Event, Interfaces, addresses, manifests};
+use svc_agent::stale_sockets::Departures;
 use svc_agent::status::Status;
 use svc_common::Addr;
 use svc_common::map::{CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6};
@@ -212,4 +213,70 @@ fn pods_ranges_follow_the_node_and_count_for_their_own_family() {
         assert_eq!(known.len(), wanted.len(), "{known:?}");
         assert!(wanted.iter().all(|wanted| known.iter().any(|known| known == wanted)), "{known:?} for {ranges:?}");
     }
+}
+
+/// A Service of one port, whose endpoints are these.
+fn slices(protocol: &str, endpoints: &[&str]) -> Event {
+    let slice = format!(
+        "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, \
+          metadata: {{name: s, namespace: default, labels: {{kubernetes.io/service-name: s}}}}, \
+          ports: [{{port: 53, protocol: {protocol}}}], endpoints: [{}]}}",
+        endpoints.iter().map(|address| format!("{{addresses: [{address}]}}")).collect::<Vec<_>>().join(", ")
+    );
+    Event::Slices(manifests::parse(&slice).unwrap().0.slices)
+}
+
+fn services(protocol: &str) -> Event {
+    let service = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: s, namespace: default}}, \
+          spec: {{clusterIP: 10.96.0.10, ports: [{{port: 53, protocol: {protocol}}}]}}}}"
+    );
+    Event::Services(manifests::parse(&service).unwrap().0.services)
+}
+
+/// A reconciler that has synced once with two endpoints, and what it tells of departures.
+fn synced(protocol: &str) -> (Reconciler<Shared>, Shared, std::sync::mpsc::Receiver<()>) {
+    let kernel = Shared::default();
+    let (departures, told) = Departures::channel();
+    let mut reconciler = Reconciler::new(config(Pace::default()), kernel.clone(), Arc::default())
+        .with_outlets(Outlets { departures, ..Outlets::default() });
+    let both = slices(protocol, &["10.244.1.2", "10.244.1.3"]);
+    for event in [
+        services(protocol),
+        both,
+        Event::Node(None),
+        Event::ServiceCidrs(vec![]),
+        Event::Interfaces(Interfaces::default()),
+    ] {
+        assert!(told.try_recv().is_err(), "before the kernel has it");
+        reconciler.take(event);
+        reconciler.reconcile().unwrap();
+    }
+    assert!(told.try_recv().is_ok(), "backends may have left while no agent ran");
+    (reconciler, kernel, told)
+}
+
+#[test]
+fn that_a_udp_backend_left_is_told_once_the_kernel_has_it() {
+    let (mut reconciler, kernel, told) = synced("UDP");
+    reconciler.take(slices("UDP", &["10.244.1.3", "10.244.1.4"]));
+    kernel.lock().unwrap().faults = vec![0];
+    reconciler.reconcile().unwrap_err();
+    assert!(told.try_recv().is_err());
+    reconciler.reconcile().unwrap();
+    assert!(told.try_recv().is_ok());
+    reconciler.take(slices("UDP", &["10.244.1.3", "10.244.1.4", "10.244.1.5"]));
+    reconciler.reconcile().unwrap();
+    assert!(told.try_recv().is_err(), "one has only come");
+    reconciler.take(Event::Services(vec![]));
+    reconciler.reconcile().unwrap();
+    assert!(told.try_recv().is_ok(), "they have left with their Service");
+}
+
+#[test]
+fn that_a_tcp_backend_left_is_not_told() {
+    let (mut reconciler, _, told) = synced("TCP");
+    reconciler.take(slices("TCP", &["10.244.1.3"]));
+    assert!(reconciler.reconcile().unwrap() > 0);
+    assert!(told.try_recv().is_err());
 }
