@@ -237,8 +237,8 @@ impl Search {
             self.told.hidden = true;
             warn!(
                 processes = found.hidden.count,
-                "UDP sockets in network namespaces that cannot be looked at keep a backend that has left (CAP_SYS_PTRACE \
-                 lets one look): {first}"
+                "cannot see these processes' network namespaces, where UDP sockets may keep a backend that has left \
+                 (CAP_SYS_PTRACE lets one look): {first}"
             );
         }
         match &found.first_failure {
