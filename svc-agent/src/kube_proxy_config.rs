@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::cidrs::DetectLocalMode;
+use crate::cli::timeouts::TimeoutArgs;
 use crate::plan::NodePortAddresses;
 
 /// Kube-proxy's ports for health and for metrics.
@@ -33,6 +34,7 @@ pub struct KubeProxyConfig {
     pub min_sync_period: Option<Duration>,
     pub sync_period: Option<Duration>,
     pub oom_score_adj: Option<i32>,
+    pub timeouts: TimeoutArgs,
 }
 
 /// What becomes of a field.
@@ -45,7 +47,7 @@ enum Use {
     No(&'static str),
 }
 
-const NO_CONNTRACK: &str = "svc has a flow table of its own, and uses no conntrack";
+const NO_CONNTRACK: &str = "svc has a flow table of its own (--flow-table-size), and uses no conntrack";
 const NO_MARKS: &str = "svc marks no packets";
 const CLIENT: &str = "the client is svc's own";
 const NOT_WINDOWS: &str = "this is not Windows";
@@ -104,11 +106,11 @@ const FIELDS: [(&str, Use); 56] = [
     ("oomScoreAdj", Use::Taken),
     ("conntrack.maxPerCore", Use::No(NO_CONNTRACK)),
     ("conntrack.min", Use::No(NO_CONNTRACK)),
-    ("conntrack.tcpEstablishedTimeout", Use::No(NO_CONNTRACK)),
-    ("conntrack.tcpCloseWaitTimeout", Use::No(NO_CONNTRACK)),
+    ("conntrack.tcpEstablishedTimeout", Use::Taken),
+    ("conntrack.tcpCloseWaitTimeout", Use::Taken),
     ("conntrack.tcpBeLiberal", Use::No(NO_CONNTRACK)),
-    ("conntrack.udpTimeout", Use::No(NO_CONNTRACK)),
-    ("conntrack.udpStreamTimeout", Use::No(NO_CONNTRACK)),
+    ("conntrack.udpTimeout", Use::Taken),
+    ("conntrack.udpStreamTimeout", Use::Taken),
     ("configSyncPeriod", Use::No("watches need no list to be read again")),
     ("portRange", Use::No("kube-proxy has not used it for long, either")),
     ("windowsRunAsService", Use::No(NOT_WINDOWS)),
@@ -170,6 +172,13 @@ pub fn parse(text: &str) -> anyhow::Result<(KubeProxyConfig, Vec<String>)> {
         min_sync_period: file.duration(&of_section("minSyncPeriod"))?,
         sync_period: file.duration(&of_section("syncPeriod"))?,
         oom_score_adj: file.get("oomScoreAdj")?,
+        timeouts: TimeoutArgs {
+            conntrack_tcp_timeout_established: file.duration("conntrack.tcpEstablishedTimeout")?,
+            conntrack_tcp_timeout_close_wait: file.duration("conntrack.tcpCloseWaitTimeout")?,
+            conntrack_udp_timeout: file.duration("conntrack.udpTimeout")?,
+            conntrack_udp_timeout_stream: file.duration("conntrack.udpStreamTimeout")?,
+            conntrack_sctp_timeout_established: None,
+        },
     };
     Ok((config, warnings))
 }
@@ -301,7 +310,7 @@ mod tests {
             "clientConnection: { kubeconfig: /k }\nhostnameOverride: node-a\nhealthzBindAddress: 192.0.2.1\n\
              metricsBindAddress: ':1'\nclusterCIDR: ' 10.1.0.0/16,fd00::/64'\ndetectLocalMode: BridgeInterface\n\
              detectLocal: { bridgeInterface: cni0, interfaceNamePrefix: veth }\nnodePortAddresses: [primary]\n\
-             mode: nftables\nnftables: { masqueradeAll: true, minSyncPeriod: 500ms, syncPeriod: 1m30s }\noomScoreAdj: -999\n",
+             conntrack: { udpTimeout: 45s }\nmode: nftables\nnftables: { masqueradeAll: true, minSyncPeriod: 500ms, syncPeriod: 1m30s }\noomScoreAdj: -999\n",
         )
         .unwrap();
         let expected = KubeProxyConfig {
@@ -318,12 +327,13 @@ mod tests {
             min_sync_period: Some(Duration::from_millis(500)),
             sync_period: Some(Duration::from_secs(90)),
             oom_score_adj: Some(-999),
+            timeouts: TimeoutArgs { conntrack_udp_timeout: Some(Duration::from_secs(45)), ..TimeoutArgs::default() },
         };
         assert_eq!((config, warnings), (expected, vec![]));
     }
 
     #[rstest]
-    #[case::conntrack("conntrack: { min: 131072, tcpEstablishedTimeout: 24h0m0s }", &["conntrack.min", "conntrack.tcpEstablishedTimeout"])]
+    #[case::conntrack("conntrack: { min: 131072, tcpBeLiberal: true }", &["conntrack.min", "conntrack.tcpBeLiberal"])]
     #[case::ipvs("mode: ipvs\nipvs: { strictARP: true, scheduler: rr }", &["ipvs.scheduler", "ipvs.strictARP"])]
     #[case::gates("featureGates: { SupportIPVSProxyMode: true }", &["featureGates"])]
     #[case::another_mode("mode: nftables\niptables: { syncPeriod: 5s }", &["iptables.syncPeriod"])]

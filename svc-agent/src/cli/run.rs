@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, ensure};
 use ipnet::IpNet;
 use serde_json::json;
+use svc_common::flow::Timeouts;
 use svc_common::map::MAX_BACKEND_ID;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -156,7 +157,7 @@ pub struct Args {
 }
 
 /// As Go writes it: 30s, 1m30s, 500ms.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration: kube::core::Duration = text.parse().map_err(|error| format!("{error}: say it as 30s or 1m30s"))?;
     if duration.is_negative() { Err("it is negative".to_owned()) } else { Ok(duration.into()) }
 }
@@ -175,6 +176,7 @@ struct Effective {
     min_sync_period: Duration,
     sync_period: Duration,
     kubeconfig: Option<PathBuf>,
+    timeouts: Timeouts,
 }
 
 impl Effective {
@@ -182,6 +184,7 @@ impl Effective {
         let name = |name: Option<String>| name.map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty());
         let node_name = name(args.node_name.clone()).or_else(|| name(file.hostname_override)).or_else(host_name);
         let pace = Pace::default();
+        let timeouts = args.timeouts.timeouts(&file.timeouts)?;
         let effective = Effective {
             node_name: node_name.context("--node-name is not given, and the host has no name")?,
             healthz_bind_address: args
@@ -201,6 +204,7 @@ impl Effective {
             min_sync_period: args.min_sync_period.or(file.min_sync_period).unwrap_or(pace.min_sync_period),
             sync_period: args.sync_period.or(file.sync_period).unwrap_or(pace.sync_period),
             kubeconfig: args.kubeconfig.clone().or(file.kubeconfig.filter(|_| args.manifests.is_none())),
+            timeouts,
         };
         ensure!(
             effective.sync_period > Duration::ZERO && effective.min_sync_period <= effective.sync_period,
@@ -217,6 +221,7 @@ impl Effective {
             Duration::ZERO => "0s".to_owned(),
             other => kube::core::Duration::from(other).to_string(),
         };
+        let seconds = |seconds: u32| duration(Duration::from_secs(seconds.into()));
         json!({ "kubeproxy.config.k8s.io": {
             "kind": "KubeProxyConfiguration",
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
@@ -229,6 +234,12 @@ impl Effective {
                 "masqueradeAll": self.masquerade_all,
                 "syncPeriod": duration(self.sync_period),
                 "minSyncPeriod": duration(self.min_sync_period),
+            },
+            "conntrack": {
+                "tcpEstablishedTimeout": seconds(self.timeouts.tcp_established),
+                "tcpCloseWaitTimeout": seconds(self.timeouts.tcp_closing),
+                "udpTimeout": seconds(self.timeouts.udp),
+                "udpStreamTimeout": seconds(self.timeouts.udp_stream),
             },
             "detectLocalMode": self.detect_local_mode.label(),
             "detectLocal": {
@@ -344,7 +355,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         flow_table_size: args.flow_table_size,
         max_services: args.max_services,
         max_backends: args.max_backends,
-        timeouts: args.timeouts.timeouts(),
+        timeouts: effective.timeouts,
         max_frontends: args.max_frontends.unwrap_or(args.max_services * 2),
     })?;
     let places = (args.socket_lb == SocketLb::On).then(|| Places { proc: "/proc".into(), named: args.netns_dirs });

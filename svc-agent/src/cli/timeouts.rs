@@ -1,68 +1,107 @@
 //! How long flows live without a packet. The flags are kube-proxy's, where it has one.
 use std::time::Duration;
 
+use anyhow::ensure;
 use svc_common::flow::Timeouts;
 
-#[derive(clap::Args, Clone, Copy, Debug)]
+use super::run::duration;
+
+/// None, or 0: as the configuration file says, or the default.
+#[derive(clap::Args, Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TimeoutArgs {
-    /// An established TCP flow, as 24h, 90m or 1h30m [default: 24h, or for 0].
-    #[arg(long, value_name = "TIME", value_parser = parse, default_value = "0", hide_default_value = true)]
-    conntrack_tcp_timeout_established: u32,
+    /// How long an established TCP flow lives without a packet [default: 24h].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub conntrack_tcp_timeout_established: Option<Duration>,
 
-    /// A TCP flow of which one side has ended [default: 1h, or for 0].
-    #[arg(long, value_name = "TIME", value_parser = parse, default_value = "0", hide_default_value = true)]
-    conntrack_tcp_timeout_close_wait: u32,
+    /// A TCP flow of which one side has ended [default: 1h].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub conntrack_tcp_timeout_close_wait: Option<Duration>,
 
-    /// A UDP flow with packets one way only [default: 30s, or for 0].
-    #[arg(long, value_name = "TIME", value_parser = parse, default_value = "0", hide_default_value = true)]
-    conntrack_udp_timeout: u32,
+    /// A UDP flow with packets one way only [default: 30s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub conntrack_udp_timeout: Option<Duration>,
 
-    /// A UDP flow with packets both ways [default: 2m, or for 0].
-    #[arg(long, value_name = "TIME", value_parser = parse, default_value = "0", hide_default_value = true)]
-    conntrack_udp_timeout_stream: u32,
+    /// A UDP flow with packets both ways [default: 2m].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub conntrack_udp_timeout_stream: Option<Duration>,
 
-    /// An established SCTP flow; kube-proxy has no flag for it [default: 3m30s, or for 0].
-    #[arg(long, value_name = "TIME", value_parser = parse, default_value = "0", hide_default_value = true)]
-    conntrack_sctp_timeout_established: u32,
+    /// An established SCTP flow; kube-proxy has no such flag [default: 3m30s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub conntrack_sctp_timeout_established: Option<Duration>,
 }
 
 impl TimeoutArgs {
-    pub fn timeouts(&self) -> Timeouts {
-        let or = |seconds: u32, default: u32| if seconds == 0 { default } else { seconds };
+    /// What these say, else `file`, else the defaults.
+    ///
+    /// # Errors
+    /// Where one is less than a second or longer than a flow's clock can tell.
+    pub fn timeouts(&self, file: &TimeoutArgs) -> anyhow::Result<Timeouts> {
+        let seconds = |name: &str, flag: Option<Duration>, file: Option<Duration>, default: u32| {
+            let is_set = |time: &Duration| !time.is_zero();
+            let Some(time) = flag.filter(is_set).or(file.filter(is_set)) else { return Ok(default) };
+            let most = Duration::from_secs(Timeouts::MAX.into());
+            ensure!(
+                (Duration::from_secs(1)..=most).contains(&time),
+                "--conntrack-{name}, or its field of the configuration file, is not between 1s and {}",
+                kube::core::Duration::from(most)
+            );
+            Ok(time.as_secs() as u32)
+        };
         let default = Timeouts::DEFAULT;
-        Timeouts {
-            tcp_established: or(self.conntrack_tcp_timeout_established, default.tcp_established),
-            tcp_closing: or(self.conntrack_tcp_timeout_close_wait, default.tcp_closing),
-            udp: or(self.conntrack_udp_timeout, default.udp),
-            udp_stream: or(self.conntrack_udp_timeout_stream, default.udp_stream),
-            sctp_established: or(self.conntrack_sctp_timeout_established, default.sctp_established),
-        }
+        Ok(Timeouts {
+            tcp_established: seconds(
+                "tcp-timeout-established",
+                self.conntrack_tcp_timeout_established,
+                file.conntrack_tcp_timeout_established,
+                default.tcp_established,
+            )?,
+            tcp_closing: seconds(
+                "tcp-timeout-close-wait",
+                self.conntrack_tcp_timeout_close_wait,
+                file.conntrack_tcp_timeout_close_wait,
+                default.tcp_closing,
+            )?,
+            udp: seconds("udp-timeout", self.conntrack_udp_timeout, file.conntrack_udp_timeout, default.udp)?,
+            udp_stream: seconds(
+                "udp-timeout-stream",
+                self.conntrack_udp_timeout_stream,
+                file.conntrack_udp_timeout_stream,
+                default.udp_stream,
+            )?,
+            sctp_established: seconds(
+                "sctp-timeout-established",
+                self.conntrack_sctp_timeout_established,
+                file.conntrack_sctp_timeout_established,
+                default.sctp_established,
+            )?,
+        })
     }
-}
-
-/// Seconds.
-fn parse(text: &str) -> Result<u32, String> {
-    if text == "0" || text == "0s" {
-        return Ok(0);
-    }
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    let most = Duration::from_secs(Timeouts::MAX.into());
-    if time < Duration::from_secs(1) || time > most {
-        return Err(format!("not between 1s and {}", humantime::format_duration(most)));
-    }
-    Ok(time.as_secs() as u32)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::*;
+
+    fn established(seconds: u64) -> TimeoutArgs {
+        TimeoutArgs { conntrack_tcp_timeout_established: Some(Duration::from_secs(seconds)), ..TimeoutArgs::default() }
+    }
 
     #[test]
-    fn times_are_read_as_kube_proxy_writes_them() {
-        let of = |text: &str| parse(text).ok();
-        let texts = ["0", "0s", "24h0m0s", "90m", "1h30m", "45s", "36h", "37h", "500ms", "soon", "-1s", "10"];
-        let seconds = [Some(0), Some(0), Some(86_400), Some(5400), Some(5400), Some(45), Some(129_600)];
-        assert_eq!(texts.map(of)[..7], seconds);
-        assert_eq!(texts.map(of)[7..], [None; 5]);
+    fn a_flag_comes_before_the_file_and_that_before_the_default() {
+        let none = TimeoutArgs::default();
+        let of = |flags: TimeoutArgs, file: TimeoutArgs| flags.timeouts(&file).unwrap().tcp_established;
+        assert_eq!(of(established(60), established(90)), 60);
+        assert_eq!(of(none, established(90)), 90);
+        assert_eq!(of(established(0), established(90)), 90, "0 is as good as not given");
+        assert_eq!(of(none, none), 86_400);
+    }
+
+    #[test]
+    fn what_a_flows_clock_cannot_tell_is_refused() {
+        for seconds in [u64::from(Timeouts::MAX) + 1, 1 << 40] {
+            let error = established(seconds).timeouts(&TimeoutArgs::default()).unwrap_err().to_string();
+            assert!(error.contains("tcp-timeout-established") && error.contains("129600s"), "{error}");
+        }
+        assert!(established(u64::from(Timeouts::MAX)).timeouts(&TimeoutArgs::default()).is_ok());
     }
 }
