@@ -1,6 +1,8 @@
 //! SCTP's checksum (CRC32c; RFC 9260, appendix A), updated by difference: a CRC is linear, so that of changed bytes is known
 //! without the rest of the packet.
 
+use crate::verifier::opaque;
+
 /// Castagnoli's polynomial, reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// Bits of a packet's length.
@@ -21,11 +23,13 @@ pub fn patch(checksum: u32, difference: u32, length: u32) -> u32 {
 fn advance(mut register: u32, bytes: u32) -> u32 {
     let mut bit = 0;
     while bit < LENGTH_BITS {
-        let table = &TABLES[bit][(bytes >> bit & 1) as usize];
+        let table = 2 * bit as u32 + (bytes >> bit & 1);
         let mut product = 0;
         let mut nibble = 0;
         while nibble < 8 {
-            product ^= table[nibble][(register >> (4 * nibble) & 0xf) as usize];
+            let index = (table * 8 + nibble) * 16 + (register >> (4 * nibble) & 0xf);
+            // Verifiers before Linux 6.10 lose the bounds of a sum that was made by "or"; a mask at the end they see.
+            product ^= TABLES[opaque(index as u64) as usize % TABLES.len()];
             nibble += 1;
         }
         register = product;
@@ -48,9 +52,10 @@ const fn multiply(a: u32, mut b: u32) -> u32 {
     product
 }
 
-/// What a register's nibble, by place and value, becomes: by the first table itself, by the second times x^(8 * 2^bit).
-static TABLES: [[[[u32; 16]; 8]; 2]; LENGTH_BITS] = {
-    let mut tables = [[[[0; 16]; 8]; 2]; LENGTH_BITS];
+/// What a register's nibble, by place and value, becomes: of each bit's two tables by the first itself, by the second times
+/// x^(8 * 2^bit).
+static TABLES: [u32; LENGTH_BITS * 2 * 8 * 16] = {
+    let mut tables = [0; LENGTH_BITS * 2 * 8 * 16];
     // x^8: bit 31 - 8.
     let mut power = 1 << 23;
     let mut bit = 0;
@@ -59,8 +64,8 @@ static TABLES: [[[[u32; 16]; 8]; 2]; LENGTH_BITS] = {
         while i < 8 * 16 {
             let (nibble, value) = (i / 16, i % 16);
             let part = (value as u32) << (4 * nibble);
-            tables[bit][0][nibble][value] = part;
-            tables[bit][1][nibble][value] = multiply(part, power);
+            tables[bit * 2 * 8 * 16 + i] = part;
+            tables[(bit * 2 + 1) * 8 * 16 + i] = multiply(part, power);
             i += 1;
         }
         power = multiply(power, power);
