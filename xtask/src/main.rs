@@ -7,6 +7,7 @@ mod run;
 mod setup;
 mod step;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ enum Task {
     Run(run::Options),
     Test(test::Options),
     Parity(parity::Options),
+    Vm(vm::Options),
     Lint(lint::Options),
 }
 
@@ -48,6 +50,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Run(options) => run::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Parity(options) => parity::run(&options),
+        Task::Vm(options) => vm::run(&options),
         Task::Lint(options) => lint::run(&options),
     }
 }

@@ -1,12 +1,12 @@
 //! Installs what the kernel part needs to be built, and the lab to be run. What is there is left as it is.
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::host;
-use crate::step::{cargo, done, step};
+use crate::step::{cargo, done, output, step};
 
 const BPF_LINKER: &str = "0.13.0";
 /// The LLVM versions that this bpf-linker can be built for.
@@ -43,6 +43,15 @@ pub(crate) fn ensure_kube_proxy_tools() -> Result<()> {
     }
     apt_install("programs that kube-proxy calls", &["nftables".to_owned(), "iptables".to_owned()])
         .context("`nft` and `iptables` are missing, by which kube-proxy writes its rules")
+}
+
+/// What starts other kernels. Those themselves are fetched by apt as well.
+pub(crate) fn ensure_vm_tools() -> Result<()> {
+    if answers("qemu-system-x86_64", &["--version"]) && answers("xz", &["--version"]) {
+        return Ok(());
+    }
+    apt_install("virtual machine", &["qemu-system-x86".to_owned(), "xz-utils".to_owned()])
+        .context("`qemu-system-x86_64` is missing, in which other kernels are started")
 }
 
 /// What the control-plane tests are built with.
@@ -244,11 +253,16 @@ fn nightly_names(list: &str) -> impl Iterator<Item = &str> {
     list.lines().filter_map(|line| line.split_whitespace().next()).filter(|name| name.starts_with("nightly"))
 }
 
+/// What packages there are.
+pub(crate) fn package_lists() -> Result<()> {
+    step("package lists", Command::new("apt-get").args(["update", "-q"]))
+}
+
 fn apt_install(title: &str, packages: &[String]) -> Result<()> {
     if !host::is_root() || !answers("apt-get", &["--version"]) {
         bail!("install these, by your system's package manager or as root on Debian: {}", packages.join(" "));
     }
-    step("package lists", Command::new("apt-get").args(["update", "-q"]))?;
+    package_lists()?;
     step(
         title,
         Command::new("apt-get")
@@ -262,13 +276,7 @@ fn answers(program: &str, arguments: &[&str]) -> bool {
     output(Command::new(program).args(arguments)).is_some()
 }
 
-/// What a command that succeeds writes to its standard output.
-fn output(command: &mut Command) -> Option<String> {
-    let result = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    result.status.success().then(|| String::from_utf8_lossy(&result.stdout).into_owned())
-}
-
-fn in_path(program: &str) -> Option<PathBuf> {
+pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(program)).find(|path| path.exists())
 }
 

@@ -41,10 +41,16 @@ pub(crate) fn done(title: &str, detail: &str) {
     println!("{detail}");
 }
 
-fn announce(title: &str) {
+pub(crate) fn announce(title: &str) {
     print!("  {title:.<44} ");
     // Without a newline the line is not written by itself, and the wait would go unexplained.
     let _ = std::io::stdout().flush();
+}
+
+/// What a command that succeeds writes to its standard output.
+pub(crate) fn output(command: &mut Command) -> Option<String> {
+    let result = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    result.status.success().then(|| String::from_utf8_lossy(&result.stdout).into_owned())
 }
 
 fn require_success(command: &Command, status: ExitStatus) -> Result<()> {
