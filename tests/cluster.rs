@@ -27,7 +27,8 @@ pub struct Cluster {
     agents: BTreeMap<&'static str, Agent>,
     source: Source,
     manifests: Manifests,
-    agent_arguments: &'static [&'static str],
+    /// For the agents that are started from now on.
+    pub agent_arguments: &'static [&'static str],
     pub lab: Lab,
 }
 
@@ -49,6 +50,11 @@ impl Cluster {
         let lab = Lab::with_network(Network::Overlay).unwrap();
         let source = Source::directory(&lab);
         Self::start(lab, source, arguments)
+    }
+
+    /// Driven by a folder of manifests, attached by filters as where the kernel has no tcx.
+    pub fn with_clsact() -> Self {
+        Self::with_arguments(&["--tc", "clsact"])
     }
 
     /// Driven by a folder of manifests, with XDP in front of tcx.

@@ -395,6 +395,7 @@ fn no_request_fails_while_the_agents_are_killed_and_what_changed_meanwhile_is_ri
 
 #[rstest]
 #[case::tcx(Cluster::with_manifests)]
+#[case::clsact(Cluster::with_clsact)]
 #[case::generic_xdp(Cluster::with_generic_xdp)]
 #[case::native_xdp(Cluster::with_native_xdp)]
 fn an_orderly_restart_costs_no_request(#[case] cluster: Start) {
@@ -545,6 +546,80 @@ fn bind(cluster: &Cluster, host: &str, address: &str) -> String {
     process.child().stdout.take().unwrap().read_to_string(&mut text).unwrap();
     process.wait().unwrap();
     text.trim().to_owned()
+}
+
+/// Where the kernel has no tcx, or is told not to use it.
+#[rstest]
+#[case::pod_to_its_own_service("a1", CLUSTER_IP)]
+#[case::outside_to_one_node_port(OUTSIDE, "http://172.31.0.11:30080/")]
+#[case::outside_to_the_other_node_port_v6(OUTSIDE, "http://[fd00:31::12]:30080/")]
+#[case::large_answer_to_the_outside(OUTSIDE, "http://172.31.0.11:30080/bytes?n=300000")]
+fn every_backend_answers_by_filters_on_clsact(#[case] host: &str, #[case] target: &str) {
+    Cluster::with_arguments(&["--tc", "clsact", "--socket-lb", "off"]).expect_balanced(
+        host,
+        &Options::to(target),
+        &all_backends(),
+    );
+}
+
+#[test]
+fn another_way_to_attach_takes_over_without_a_lost_request() {
+    let mut cluster = Cluster::with_manifests();
+    let node_port = format!("http://{}:{NODE_PORT}/", NODES[0].v4());
+    let loads = [cluster.load(CLIENT, CLUSTER_IP), cluster.load(OUTSIDE, &node_port)];
+    let connection = cluster.long_connection(OUTSIDE, &node_port);
+    for arguments in [&["--tc", "clsact"][..], &["--tc", "tcx"], &["--tc", "clsact", "--socket-lb", "host"], &[]] {
+        cluster.agent_arguments = arguments;
+        for node in &NODES {
+            cluster.stop_agent(node);
+            cluster.start_agent(node);
+        }
+        let by = if arguments.contains(&"clsact") { "clsact" } else { "tcx" };
+        let status = inspect(&cluster.lab, &NODES[0], &["status"]).unwrap();
+        let uplink: Vec<&str> = status.lines().filter(|line| line.contains("-eth0")).collect();
+        assert!(uplink.len() == 2 && uplink.iter().all(|line| line.contains(by)), "{by}: {status}");
+    }
+    for load in loads.into_iter().chain([connection]) {
+        let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+}
+
+#[test]
+fn somebody_elses_filter_outlives_ours() {
+    let mut cluster = Cluster::with_clsact();
+    let node = &NODES[0];
+    let tc = |arguments: &[&str]| {
+        let run = || Ok(Command::new("tc").args(arguments).output()?);
+        let output = cluster.lab.namespace(node.name).unwrap().inside(run).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    tc(&["filter", "add", "dev", "eth0", "ingress", "pref", "7", "bpf", "bytecode", "1,6 0 0 0", "flowid", "1:1"]);
+    inspect(&cluster.lab, node, &["cleanup"]).unwrap();
+    let left = tc(&["filter", "show", "dev", "eth0", "ingress"]);
+    assert!(left.contains("pref 7 bpf") && !left.contains("svc_"), "{left}");
+    cluster.stop_agent(node);
+}
+
+#[test]
+fn cleanup_removes_filters_and_the_qdisc_that_was_made_for_them() {
+    let mut cluster = Cluster::with_clsact();
+    let node = &NODES[0];
+    let status = inspect(&cluster.lab, node, &["status"]).unwrap();
+    assert!(status.contains("ingress-eth0") && status.contains("clsact"), "{status}");
+    let has_qdisc = |cluster: &Cluster| {
+        let inside = cluster.lab.namespace(node.name).unwrap().inside(|| {
+            let qdiscs = Command::new("tc").args(["qdisc", "show", "dev", "eth0"]).output()?;
+            Ok(String::from_utf8_lossy(&qdiscs.stdout).contains("clsact"))
+        });
+        inside.unwrap()
+    };
+    assert!(has_qdisc(&cluster));
+    cluster.stop_agent(node);
+    inspect(&cluster.lab, node, &["cleanup"]).unwrap();
+    assert!(!has_qdisc(&cluster));
+    cluster.expect_failure(OUTSIDE, &Options::to("http://172.31.0.11:30080/"), REFUSED);
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Attaching the programs by pinned links. Where a link is there already, the program behind it is replaced and traffic
-//! sees no gap; nothing is ever detached here but what the settings no longer want.
+//! Attaching the programs by pinned links, and by filters where the kernel has no links for interfaces' two sides. Where a
+//! link or a filter is there already, the program behind it is replaced and traffic sees no gap; nothing is ever detached
+//! here but what the settings no longer want.
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -13,7 +14,8 @@ use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode as AyaXdpMode,
 };
 
-use crate::dataplane::XdpMode;
+use crate::dataplane::{TcMode, XdpMode};
+use crate::filters::Filters;
 use crate::host;
 use crate::inspect::map::Link;
 use crate::sys;
@@ -35,10 +37,68 @@ pub struct SocketHooks {
 const UPLINK_DIRECTIONS: [(&str, TcAttachType); 2] =
     [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)];
 
+/// How programs stand at interfaces' two sides.
+pub struct Interfaces {
+    links: PathBuf,
+    filters: Filters,
+    tcx: bool,
+}
+
+impl Interfaces {
+    /// # Errors
+    /// Where tcx is wanted and the kernel has none.
+    pub fn new(ebpf: &mut Ebpf, bpffs: &Path, mode: TcMode) -> anyhow::Result<Self> {
+        let tcx = mode != TcMode::Clsact && sys::has_tcx(classifier(ebpf, "ingress")?.fd()?.as_fd());
+        anyhow::ensure!(tcx || mode != TcMode::Tcx, "--tc tcx: this kernel has no tcx, which came with Linux 6.6");
+        if !tcx {
+            tracing::info!("attaching to interfaces by filters on a clsact qdisc");
+        }
+        Ok(Interfaces { links: bpffs.join("links"), filters: Filters::open(bpffs)?, tcx })
+    }
+
+    /// The new way first, then the other one away: in between a packet meets both programs, and what the second does to it
+    /// is undone for its reply.
+    fn attach(&self, ebpf: &mut Ebpf, interface: &str, direction: &str, kind: TcAttachType) -> anyhow::Result<()> {
+        let name = pin_name(direction, interface);
+        if self.tcx {
+            tcx(ebpf, &self.links, interface, direction, kind)?;
+            self.filters.remove(&name)
+        } else {
+            self.filters.put(&name, classifier(ebpf, direction)?.fd()?.as_fd())?;
+            remove_pin(&self.links.join(&name))
+        }
+    }
+
+    /// Whether the program in the kernel at this place, which has this pin or record, is ours.
+    fn is_attached(&self, ebpf: &Ebpf, name: &str, program: &str) -> bool {
+        if self.tcx {
+            return is_attached(ebpf, &self.links, name, program);
+        }
+        let there = self.filters.program(name).ok().flatten();
+        there.is_some() && there == loaded(ebpf, program)
+    }
+
+    /// Names of pins and of filters' records.
+    fn names(&self) -> anyhow::Result<Vec<String>> {
+        let mut names = self.filters.records()?;
+        let links = std::fs::read_dir(&self.links).with_context(|| format!("reading {}", self.links.display()))?;
+        for entry in links {
+            let entry = entry.with_context(|| format!("reading {}", self.links.display()))?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    fn remove(&self, name: &str) -> anyhow::Result<()> {
+        remove_pin(&self.links.join(name))?;
+        self.filters.remove(name)
+    }
+}
+
 /// The programs in the kernel, and where they belong.
 pub struct Programs {
     ebpf: Ebpf,
-    links: PathBuf,
+    interfaces: Interfaces,
     uplinks: Vec<String>,
     xdp: XdpMode,
     sockets: SocketHooks,
@@ -57,7 +117,7 @@ impl Programs {
     /// The program, the place and what the kernel said.
     pub fn attach(
         mut ebpf: Ebpf,
-        links: PathBuf,
+        interfaces: Interfaces,
         uplinks: Vec<String>,
         xdp: XdpMode,
         sockets: SocketHooks,
@@ -66,23 +126,23 @@ impl Programs {
         // Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.
         for uplink in &uplinks {
             for (direction, kind) in UPLINK_DIRECTIONS {
-                tcx(&mut ebpf, &links, uplink, direction, kind)?;
+                interfaces.attach(&mut ebpf, uplink, direction, kind)?;
             }
-            if attach_xdp(&mut ebpf, &links, uplink, xdp)? {
+            if attach_xdp(&mut ebpf, &interfaces.links, uplink, xdp)? {
                 with_xdp.insert(uplink.clone());
             }
         }
         for hook in SOCKET_HOOKS.into_iter().chain(BIND_HOOKS) {
             if sockets.wanted.contains(&hook) {
-                socket_hook(&mut ebpf, &links, &sockets.cgroup, hook)?;
+                socket_hook(&mut ebpf, &interfaces.links, &sockets.cgroup, hook)?;
             } else {
-                remove_pin(&links.join(hook))?;
+                remove_pin(&interfaces.links.join(hook))?;
             }
         }
         for (direction, _) in POD_DIRECTIONS {
             classifier(&mut ebpf, direction)?;
         }
-        Ok(Programs { ebpf, links, uplinks, xdp, sockets, with_xdp })
+        Ok(Programs { ebpf, interfaces, uplinks, xdp, sockets, with_xdp })
     }
 
     /// # Errors
@@ -90,29 +150,29 @@ impl Programs {
     pub fn attach_pod(&mut self, interface: &str) -> anyhow::Result<()> {
         POD_DIRECTIONS
             .iter()
-            .try_for_each(|(direction, kind)| tcx(&mut self.ebpf, &self.links, interface, direction, *kind))
+            .try_for_each(|(direction, kind)| self.interfaces.attach(&mut self.ebpf, interface, direction, *kind))
     }
 
     /// Attaches again what somebody else has detached, or what went with an interface that is back. Returns the pins of
     /// what was attached, or why it could not be.
     pub fn repair(&mut self) -> Vec<(String, anyhow::Result<()>)> {
         let mut results = Vec::new();
-        let Programs { ebpf, links, uplinks, xdp, sockets, with_xdp } = self;
+        let Programs { ebpf, interfaces, uplinks, xdp, sockets, with_xdp } = self;
         for uplink in uplinks.iter().filter(|uplink| host::exists(uplink)) {
             for (direction, kind) in UPLINK_DIRECTIONS {
                 let name = pin_name(direction, uplink);
-                if !is_attached(ebpf, links, &name, direction) {
-                    results.push((name, tcx(ebpf, links, uplink, direction, kind)));
+                if !interfaces.is_attached(ebpf, &name, direction) {
+                    results.push((name, interfaces.attach(ebpf, uplink, direction, kind)));
                 }
             }
             let name = pin_name("xdp", uplink);
-            if with_xdp.contains(uplink) && !is_attached(ebpf, links, &name, "xdp") {
-                results.push((name, attach_xdp(ebpf, links, uplink, *xdp).map(drop)));
+            if with_xdp.contains(uplink) && !is_attached(ebpf, &interfaces.links, &name, "xdp") {
+                results.push((name, attach_xdp(ebpf, &interfaces.links, uplink, *xdp).map(drop)));
             }
         }
         for hook in &sockets.wanted {
-            if !is_attached(ebpf, links, hook, hook) {
-                results.push(((*hook).to_owned(), socket_hook(ebpf, links, &sockets.cgroup, hook)));
+            if !is_attached(ebpf, &interfaces.links, hook, hook) {
+                results.push(((*hook).to_owned(), socket_hook(ebpf, &interfaces.links, &sockets.cgroup, hook)));
             }
         }
         results
@@ -120,18 +180,18 @@ impl Programs {
 
     /// [`Programs::repair`] for a pod's interface.
     pub fn repair_pod(&mut self, interface: &str) -> Vec<(String, anyhow::Result<()>)> {
-        let Programs { ebpf, links, .. } = self;
+        let Programs { ebpf, interfaces, .. } = self;
         let directions =
             POD_DIRECTIONS.into_iter().map(|(direction, kind)| (pin_name(direction, interface), direction, kind));
         directions
             .filter_map(|(name, direction, kind)| {
-                let is_attached = is_attached(ebpf, links, &name, direction);
-                (!is_attached).then(|| (name, tcx(ebpf, links, interface, direction, kind)))
+                let is_attached = interfaces.is_attached(ebpf, &name, direction);
+                (!is_attached).then(|| (name, interfaces.attach(ebpf, interface, direction, kind)))
             })
             .collect()
     }
 
-    /// Removes the links of interfaces that are not among these.
+    /// Removes what is attached to interfaces that are not among these.
     ///
     /// # Errors
     /// Where the directory of the links cannot be read, or a pin not be removed.
@@ -140,13 +200,10 @@ impl Programs {
             .iter()
             .flat_map(|(direction, _)| interfaces.iter().map(move |interface| pin_name(direction, interface)))
             .collect();
-        let directory = std::fs::read_dir(&self.links).with_context(|| format!("reading {}", self.links.display()))?;
-        for entry in directory {
-            let name = entry.with_context(|| format!("reading {}", self.links.display()))?.file_name();
-            let name = name.to_string_lossy();
+        for name in self.interfaces.names()? {
             let pods = POD_DIRECTIONS.iter().any(|(direction, _)| name.starts_with(&format!("{direction}-")));
-            if pods && !kept.contains(&*name) {
-                remove_pin(&self.links.join(&*name))?;
+            if pods && !kept.contains(&name) {
+                self.interfaces.remove(&name)?;
             }
         }
         Ok(())
@@ -155,9 +212,13 @@ impl Programs {
 
 /// Whether the link of this pin runs the program.
 fn is_attached(ebpf: &Ebpf, links: &Path, pin: &str, program: &str) -> bool {
-    let wanted = ebpf.program(&format!("svc_{program}")).and_then(|program| program.info().ok());
-    let (Some(wanted), Ok(link)) = (wanted, Link::open(&links.join(pin))) else { return false };
-    link.attached && link.program == wanted.id()
+    let (Some(wanted), Ok(link)) = (loaded(ebpf, program), Link::open(&links.join(pin))) else { return false };
+    link.attached && link.program == wanted
+}
+
+/// The program's id in the kernel.
+fn loaded(ebpf: &Ebpf, program: &str) -> Option<u32> {
+    ebpf.program(&format!("svc_{program}")).and_then(|program| program.info().ok()).map(|info| info.id())
 }
 
 /// A name on bpffs has no dot; an interface's name, which may, has no colon.
@@ -258,7 +319,7 @@ fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> any
     match program.attach(uplink, wanted) {
         Ok(id) => pin(program.take_link(id)?.try_into()?, &path).map(|()| true),
         Err(error) if mode == XdpMode::Auto => {
-            tracing::info!(uplink, %error, "no native XDP here: tcx does the work alone");
+            tracing::info!(uplink, %error, "no native XDP here: tc does the work alone");
             Ok(false)
         }
         Err(error) => Err(error).with_context(|| format!("attaching {name} to {uplink}")),

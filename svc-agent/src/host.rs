@@ -11,8 +11,8 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
-/// tcx links.
-const OLDEST_KERNEL: (u8, u8) = (6, 6);
+/// The oldest on which the tests run.
+const OLDEST_KERNEL: (u8, u8) = (6, 1);
 
 /// # Errors
 /// Where the kernel is too old.
@@ -21,7 +21,7 @@ pub fn check_kernel() -> anyhow::Result<()> {
     let version = KernelVersion::current().context("asking for the kernel's version")?;
     ensure!(
         version >= KernelVersion::new(major, minor, 0),
-        "this kernel is too old: svc-agent needs Linux {major}.{minor} or newer (tcx links)"
+        "this kernel is too old: svc-agent needs Linux {major}.{minor} or newer"
     );
     Ok(())
 }

@@ -19,15 +19,16 @@ use svc_common::{Addr, Reason};
 use crate::attach::SOCKET_HOOKS;
 use crate::dataplane::State;
 use crate::dataplane::dump::address_and_port;
+use crate::filters::{self, Filters};
 use crate::object::{ObjectName, Protocol};
 use crate::plan::PortName;
 use crate::sys::Plain;
 use map::{Link, Map};
 
 /// The directories of the pins, in the order in which they are taken away: nothing runs without its maps.
-pub const DIRECTORIES: [&str; 3] = ["links", "programs", "maps"];
+pub const DIRECTORIES: [&str; 4] = ["links", filters::DIRECTORY, "programs", "maps"];
 const LINKS: &str = DIRECTORIES[0];
-const MAPS: &str = DIRECTORIES[2];
+const MAPS: &str = DIRECTORIES[3];
 
 /// One flow that the uplink's programs keep track of, as seen by its client.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -71,6 +72,8 @@ pub struct Size {
 pub struct Hook {
     pub name: String,
     pub attached: bool,
+    /// `cgroup`, `xdp`, `tcx` or `clsact`.
+    pub by: &'static str,
     pub link_id: Option<u32>,
     pub program_id: Option<u32>,
 }
@@ -218,7 +221,7 @@ impl Pins {
         ])
     }
 
-    /// The socket hooks, there or not, then the interfaces'.
+    /// The socket hooks, there or not, then the interfaces': links, then filters.
     ///
     /// # Errors
     /// Where the links' directory cannot be read.
@@ -230,14 +233,23 @@ impl Pins {
         };
         let of_interfaces = pinned.iter().filter(|name| !SOCKET_HOOKS.contains(&name.as_str()));
         let names = SOCKET_HOOKS.iter().map(|name| (*name).to_owned()).chain(of_interfaces.cloned());
-        Ok(names
-            .map(|name| match Link::open(&directory.join(&name)) {
-                Ok(Link { id, program, attached }) => {
-                    Hook { name, attached, link_id: Some(id), program_id: Some(program) }
+        let mut hooks: Vec<Hook> = names
+            .map(|name| {
+                let by = link_kind(&name);
+                match Link::open(&directory.join(&name)) {
+                    Ok(Link { id, program, attached }) => {
+                        Hook { name, attached, by, link_id: Some(id), program_id: Some(program) }
+                    }
+                    Err(_) => Hook { name, attached: false, by, link_id: None, program_id: None },
                 }
-                Err(_) => Hook { name, attached: false, link_id: None, program_id: None },
             })
-            .collect())
+            .collect();
+        let filters = Filters::open(&self.directory)?;
+        for name in filters.records()? {
+            let program_id = filters.program(&name).context("cannot read an interface's filters")?;
+            hooks.push(Hook { name, attached: program_id.is_some(), by: "clsact", link_id: None, program_id });
+        }
+        Ok(hooks)
     }
 
     fn map(&self, name: &str) -> anyhow::Result<Map> {
@@ -285,6 +297,16 @@ impl Pins {
             }
         }
         Ok(cells)
+    }
+}
+
+fn link_kind(name: &str) -> &'static str {
+    if SOCKET_HOOKS.contains(&name) {
+        "cgroup"
+    } else if name.starts_with("xdp-") {
+        "xdp"
+    } else {
+        "tcx"
     }
 }
 

@@ -54,6 +54,7 @@ const MAP_GET_FD_BY_ID: i64 = 14;
 const OBJ_GET_INFO_BY_FD: i64 = 15;
 const MAP_LOOKUP_BATCH: i64 = 24;
 const MAP_UPDATE_BATCH: i64 = 26;
+const LINK_CREATE: i64 = 28;
 const LINK_UPDATE: i64 = 29;
 const LINK_DETACH: i64 = 34;
 
@@ -371,6 +372,33 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut info = MapInfo::default();
     let mut attr = Attr { fd: map.as_raw_fd() as u32, length: size_of_val(&info) as u32, info: (&raw mut info) as u64 };
     bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(|_| info)
+}
+
+/// Whether the kernel has tcx links; distributions have them in kernels older than Linux 6.6 as well. `program` is a
+/// classifier.
+pub fn has_tcx(program: BorrowedFd<'_>) -> bool {
+    #[repr(C)]
+    struct Attr {
+        program: u32,
+        interface: u32,
+        attach_type: u32,
+        flags: u32,
+        relative: u32,
+        pad: u32,
+        expected_revision: u64,
+    }
+    const BPF_TCX_INGRESS: u32 = 46;
+    let mut attr = Attr {
+        program: program.as_raw_fd() as u32,
+        interface: 0,
+        attach_type: BPF_TCX_INGRESS,
+        flags: 0,
+        relative: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    // No interface has the number 0, and a kernel that knows no tcx does not get as far as to notice.
+    matches!(bpf(LINK_CREATE, &mut attr), Err(error) if error.raw_os_error() == Some(libc::ENODEV))
 }
 
 /// Puts another program in a link's place, without a gap.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 
 use super::print;
+use crate::filters::{self, Filters};
 use crate::inspect::DIRECTORIES;
 use crate::sys;
 
@@ -52,6 +53,11 @@ fn remove(directory: &Path, mut tell: impl FnMut(&Path) -> anyhow::Result<()>) -
     };
     for kind in DIRECTORIES {
         let kind = directory.join(kind);
+        if kind.ends_with(filters::DIRECTORY) {
+            Filters::open(directory)?.remove_all(|record| done(&kind.join(record), Ok(())))?;
+            done(&kind, std::fs::remove_dir(&kind))?;
+            continue;
+        }
         let mut pins = match std::fs::read_dir(&kind) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::cidrs::{DetectLocalMode, PodDetector};
-use crate::dataplane::{Dataplane as _, Settings, SocketLb, XdpMode, aya};
+use crate::dataplane::{Dataplane as _, Settings, SocketLb, TcMode, XdpMode, aya};
 use crate::inspect::Pins;
 use crate::kube_proxy_config::{self, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT};
 use crate::netns::Places;
@@ -73,6 +73,10 @@ pub struct Args {
     /// The fast path in front of the complete one.
     #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
     xdp: XdpMode,
+
+    /// How the programs are attached to interfaces.
+    #[arg(long, value_enum, default_value_t = TcMode::Auto)]
+    tc: TcMode,
 
     /// Whose sockets are pointed at backends when they connect.
     #[arg(long, value_enum, default_value_t = SocketLb::On)]
@@ -350,6 +354,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         bpffs: args.bpffs.clone(),
         uplinks: uplinks.clone(),
         xdp: args.xdp,
+        tc: args.tc,
         socket_lb: args.socket_lb,
         bind_protection: args.node_port_bind_protection,
         flow_table_size: args.flow_table_size,

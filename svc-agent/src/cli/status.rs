@@ -41,10 +41,11 @@ struct Count {
 }
 
 impl Row for Hook {
-    const HEADER: &'static [&'static str] = &["HOOK", "ATTACHED", "LINK", "PROGRAM"];
+    const HEADER: &'static [&'static str] = &["HOOK", "ATTACHED", "BY", "LINK", "PROGRAM"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.name.clone(), yes_no(self.attached), or_dash(self.link_id), or_dash(self.program_id)]
+        let attached = yes_no(self.attached);
+        vec![self.name.clone(), attached, self.by.to_owned(), or_dash(self.link_id), or_dash(self.program_id)]
     }
 }
 
@@ -160,9 +161,10 @@ mod tests {
 
     #[test]
     fn a_report_is_a_summary_and_three_tables() {
-        let hook = |name: &str, link: Option<u32>| Hook {
+        let hook = |name: &str, by: &'static str, link: Option<u32>| Hook {
             name: name.to_owned(),
             attached: link.is_some(),
+            by,
             link_id: link,
             program_id: link.map(|link| link + 100),
         };
@@ -170,7 +172,7 @@ mod tests {
             Path::new("/sys/fs/bpf/svc"),
             &state(),
             FlowTable { cells: 1024, used: 2, expired: 1 },
-            vec![hook("connect4", Some(7)), hook("ingress-eth0", None)],
+            vec![hook("connect4", "cgroup", Some(7)), hook("ingress-eth0", "tcx", None)],
             vec![Size { map: "frontends", entries: 3, max_entries: 65_536 }],
             &[(Reason::FlowHit, Counter { packets: 0, bytes: 0 }), (Reason::Reply, Counter { packets: 2, bytes: 120 })],
         );
@@ -180,9 +182,9 @@ mod tests {
         Services:   1, 2 ports by family, 2 backends
         Flow table: 2 of 1024 cells in use (0.2%), 1 expired
 
-        HOOK           ATTACHED   LINK   PROGRAM
-        connect4       yes        7      107
-        ingress-eth0   no         -      -
+        HOOK           ATTACHED   BY       LINK   PROGRAM
+        connect4       yes        cgroup   7      107
+        ingress-eth0   no         tcx      -      -
 
         MAP         ENTRIES   SIZE    USE
         frontends   3         65536   <0.1%

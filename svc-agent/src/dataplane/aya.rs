@@ -12,7 +12,7 @@ use svc_common::flow::IdleLimits;
 use svc_common::map::{Backend, BackendSlot, CONFIG_HOST_SOCKETS_ONLY, Config, Counter, SourceRangeKey, pin};
 
 use super::{ApplyError, Dataplane, Op, Part, ReadCounters, Settings, SocketLb, State};
-use crate::attach::{BIND_HOOKS, Programs, SOCKET_HOOKS, SocketHooks};
+use crate::attach::{BIND_HOOKS, Interfaces, Programs, SOCKET_HOOKS, SocketHooks};
 use crate::desired::Limits;
 use crate::host;
 use crate::reconcile::NODE_ADDRESSES;
@@ -132,7 +132,6 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
         counters: Arc::new(open_map(pin::COUNTERS)?),
         empty: sys::create_inner_array(&[BackendSlot::header(0)]).context("making an empty backend set")?,
     };
-    let links = settings.bpffs.join("links");
     let mut wanted = Vec::new();
     if settings.socket_lb != SocketLb::Off {
         wanted.extend(SOCKET_HOOKS);
@@ -141,9 +140,12 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
         wanted.extend(BIND_HOOKS);
     }
     #[cfg(feature = "kernel-log")]
-    let ebpf = crate::kernel_log::forward(ebpf)?;
-    let programs =
-        Programs::attach(ebpf, links, settings.uplinks.clone(), settings.xdp, SocketHooks { cgroup, wanted })?;
+    let mut ebpf = crate::kernel_log::forward(ebpf)?;
+    #[cfg(not(feature = "kernel-log"))]
+    let mut ebpf = ebpf;
+    let interfaces = Interfaces::new(&mut ebpf, &settings.bpffs, settings.tc)?;
+    let sockets = SocketHooks { cgroup, wanted };
+    let programs = Programs::attach(ebpf, interfaces, settings.uplinks.clone(), settings.xdp, sockets)?;
     // Loading took far more memory than is needed from here on; glibc's heap does not shrink by itself.
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes a number.

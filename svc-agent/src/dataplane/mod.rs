@@ -192,6 +192,7 @@ pub struct Settings {
     /// Interface names.
     pub uplinks: Vec<String>,
     pub xdp: XdpMode,
+    pub tc: TcMode,
     pub socket_lb: SocketLb,
     /// Of NodePorts, from sockets of the node.
     pub bind_protection: bool,
@@ -208,12 +209,24 @@ pub struct Settings {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum XdpMode {
-    /// Native where the driver gains from it, else none: tcx alone does the work.
+    /// Native where the driver gains from it, else none: tc alone does the work.
     #[default]
     Auto,
     Native,
     Generic,
     Off,
+}
+
+/// How the programs stand at interfaces, behind XDP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum TcMode {
+    /// By tcx where the kernel has it.
+    #[default]
+    Auto,
+    /// By links (Linux 6.6).
+    Tcx,
+    /// By filters on a clsact qdisc.
+    Clsact,
 }
 
 /// Whose sockets are pointed at backends, so that none of their packets needs a translation.
