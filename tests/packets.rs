@@ -7,7 +7,6 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use svc_agent::inspect::Pins;
-use svc_agent::sys;
 use svc_common::Reason;
 use svc_common::checksum::{fold, sum};
 use svc_lab::topology::{BACKENDS, NODES, OUTSIDE};
@@ -57,13 +56,11 @@ impl Bench {
             cluster.expect_soon(Duration::from_secs(5), OUTSIDE, &target, &all_backends());
         }
         cluster.expect_soon(Duration::from_secs(5), "client", CLUSTER_IP, &all_backends());
-        let links = cluster.lab.bpffs(NODES[0].name).join("links");
+        let pins = Pins::open(&cluster.lab.bpffs(NODES[0].name)).unwrap();
+        let hooks = cluster.lab.namespace(NODES[0].name).unwrap().inside(|| pins.hooks()).unwrap();
         let program = |name: &str| {
-            let link = sys::open_pin(&links.join(name)).unwrap();
-            let mut info = [0u32; 4];
-            let mut attr = (link.as_raw_fd() as u32, size_of_val(&info) as u32, info.as_mut_ptr() as u64);
-            bpf(15, &mut attr).unwrap();
-            let mut by_id = [info[2], 0, 0];
+            let hook = hooks.iter().find(|hook| hook.name == name).unwrap();
+            let mut by_id = [hook.program_id.unwrap(), 0, 0];
             // SAFETY: a new descriptor of our own.
             unsafe { OwnedFd::from_raw_fd(bpf(13, &mut by_id).unwrap() as i32) }
         };
