@@ -273,7 +273,7 @@ impl Effective {
             }
         };
         if matches!(detector, PodDetector::BridgeInterface(_) | PodDetector::InterfaceNamePrefix(_)) {
-            warn!("--detect-local-mode {}: pods cannot be told by interface: none is", mode.label());
+            warn!("--detect-local-mode {}: every interface of --pod-interfaces counts as a pod's", mode.label());
         }
         Ok(detector)
     }
