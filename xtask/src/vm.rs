@@ -24,7 +24,7 @@ pub(crate) struct Options {
     #[arg(long = "namespaces", value_name = "FILTER", default_values = NAMESPACE_TESTS)]
     filters: Vec<String>,
     /// For each kernel, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 240)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     timeout: u64,
 }
 

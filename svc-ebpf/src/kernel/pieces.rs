@@ -9,6 +9,7 @@ use aya_ebpf::helpers::{bpf_clone_redirect, bpf_skb_change_tail, bpf_skb_load_by
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use svc_common::map::FragmentKey;
+use svc_common::verifier::opaque;
 use svc_ebpf::Tables;
 use svc_ebpf::parse::Headers;
 
@@ -16,6 +17,8 @@ use super::maps::Maps;
 
 /// Bytes, link header included: what the largest common links take.
 const LARGEST: usize = 9216;
+/// The least that has an IPv4 header.
+const SMALLEST: usize = 34;
 /// Of one datagram.
 const PIECES: u32 = 8;
 
@@ -43,8 +46,8 @@ static PIECE: PerCpuArray<Piece, 1> = PerCpuArray::new();
 /// come meanwhile.
 #[inline(never)]
 pub(super) fn keep(context: &TcContext, headers: &Headers) -> bool {
-    let length = context.len();
-    if Maps.address(&headers.dst) == 0 || length == 0 || length > LARGEST as u32 {
+    let Some(length) = of_piece(context.len()) else { return false };
+    if Maps.address(&headers.dst) == 0 {
         return false;
     }
     let Some(piece) = PIECE.get_ptr_mut(0) else { return false };
@@ -97,14 +100,26 @@ pub(super) fn release(context: &TcContext, headers: &Headers) -> bool {
 unsafe fn send(context: &TcContext, piece: *const Piece) {
     // SAFETY: the caller's piece and the program's own context.
     unsafe {
-        let length = (*piece).length;
-        if length == 0 || length > LARGEST as u32 || bpf_skb_change_tail(context.skb.skb, length, 0) != 0 {
+        let Some(length) = of_piece((*piece).length) else { return };
+        if bpf_skb_change_tail(context.skb.skb, length, 0) != 0 {
             return;
         }
         let bytes = (&raw const (*piece).bytes).cast();
         bpf_skb_store_bytes(context.skb.skb, 0, bytes, length, BPF_F_RECOMPUTE_CSUM as u64);
     }
     again(context);
+}
+
+/// The length, if it is one of a piece. One comparison for each bound: verifiers before Linux 6.10 learn nothing from two in
+/// one, nor from one with 0.
+#[inline(always)]
+fn of_piece(length: u32) -> Option<u32> {
+    let length = opaque(length as u64);
+    if length < SMALLEST as u64 {
+        return None;
+    }
+    let length = opaque(length);
+    if length > LARGEST as u64 { None } else { Some(length as u32) }
 }
 
 #[inline(always)]

@@ -16,7 +16,12 @@ use crate::source::Source;
 use crate::topology::{CLUSTER_CIDRS, Lab, Node};
 
 const HEALTHZ_PORT: u16 = 10256;
-const PATIENCE: Duration = Duration::from_secs(30);
+
+/// For the agent to say that the kernel knows everything; `SVC_LAB_PATIENCE`, in seconds, says so for a slower machine.
+fn patience() -> Duration {
+    let seconds = std::env::var("SVC_LAB_PATIENCE").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(30))
+}
 
 pub struct Agent {
     process: Process,
@@ -27,7 +32,7 @@ impl Agent {
     /// Starts it, and waits until it says that the kernel knows everything.
     pub fn start(lab: &Lab, node: &Node, source: &Source, arguments: &[&str]) -> Result<Self> {
         let mut agent = Self::spawn(lab, node, source, arguments)?;
-        wait_until_healthy("the agent", &mut agent.process, &agent.log, lab.namespace(node.name)?, PATIENCE)?;
+        wait_until_healthy("the agent", &mut agent.process, &agent.log, lab.namespace(node.name)?, patience())?;
         Ok(agent)
     }
 

@@ -132,7 +132,7 @@ impl Guest {
 /// The first process. Nothing here may fail unseen: the verdict is the last line.
 const INIT: &str = r#"#!/bin/busybox sh
 PATH=/bin
-export HOME=/root
+export HOME=/root SVC_LAB_PATIENCE=180
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
