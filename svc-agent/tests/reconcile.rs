@@ -238,7 +238,7 @@ fn services(protocol: &str) -> Event {
 fn synced(protocol: &str) -> (Reconciler<Shared>, Shared, std::sync::mpsc::Receiver<()>) {
     let kernel = Shared::default();
     let (departures, told) = Departures::channel();
-    let mut reconciler = Reconciler::new(config(Pace::default()), kernel.clone(), Arc::default())
+    let mut reconciler = Reconciler::new(config(Pace::default()), Arc::clone(&kernel), Arc::default())
         .with_outlets(Outlets { departures, ..Outlets::default() });
     let both = slices(protocol, &["10.244.1.2", "10.244.1.3"]);
     for event in [
