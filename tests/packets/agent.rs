@@ -1,9 +1,7 @@
-//! The programs that the agent has loaded, run on one packet at a time by the kernel itself (BPF_PROG_TEST_RUN): the packet
-//! that goes in, the packet, verdict and counters that come out.
+//! The programs that the agent has loaded and attached, over the maps that it has written.
 use std::collections::BTreeMap;
-use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use svc_agent::inspect::Pins;
@@ -11,6 +9,7 @@ use svc_common::Reason;
 use svc_common::checksum::{fold, sum};
 use svc_lab::topology::{BACKENDS, NODES, OUTSIDE};
 use svc_tests::cluster::{CLUSTER_IP, Cluster, NODE_PORT, all_backends, service};
+use svc_tests::test_run::{self, Context, bpf};
 
 /// tcx and XDP verdicts (linux/bpf.h).
 const NEXT: u32 = u32::MAX;
@@ -35,12 +34,6 @@ enum Hook {
 struct Bench {
     cluster: Cluster,
     programs: BTreeMap<&'static str, OwnedFd>,
-}
-
-fn bpf<T>(command: i64, attr: &mut T) -> io::Result<i64> {
-    // SAFETY: the attributes are laid out as the command wants them, and their buffers outlive the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 impl Bench {
@@ -71,68 +64,16 @@ impl Bench {
 
     /// The verdict, and the packet as it is afterwards.
     fn run(&self, hook: Hook, packet: &[u8]) -> (u32, Vec<u8>) {
-        /// The part of union bpf_attr that is BPF_PROG_TEST_RUN's.
-        #[repr(C)]
-        struct Attr {
-            program: u32,
-            verdict: u32,
-            size_in: u32,
-            size_out: u32,
-            data_in: u64,
-            data_out: u64,
-            repeat: u32,
-            duration: u32,
-            context_size_in: u32,
-            context_size_out: u32,
-            context_in: u64,
-            context_out: u64,
-            flags: u32,
-            cpu: u32,
-            batch: u32,
-            pad: u32,
-        }
         let name = match hook {
             Hook::Xdp => "xdp-eth0",
             Hook::Ingress => "ingress-eth0",
             Hook::Egress => "egress-eth0",
         };
-        let program = self.programs[name].as_raw_fd() as u32;
         let inside = self.cluster.lab.namespace(NODES[0].name).unwrap().inside(|| {
             // SAFETY: a name that ends in zero.
             let interface = unsafe { libc::if_nametoindex(c"eth0".as_ptr()) };
-            let mut output = vec![0u8; packet.len() + 256];
-            let mut context = [0u32; 48];
-            let context_size = if hook == Hook::Xdp {
-                // struct xdp_md: data_end, ingress_ifindex.
-                context[1] = packet.len() as u32;
-                context[3] = interface;
-                24
-            } else {
-                // struct __sk_buff: ifindex.
-                context[10] = interface;
-                192
-            };
-            let mut attr = Attr {
-                program,
-                verdict: 0,
-                size_in: packet.len() as u32,
-                size_out: output.len() as u32,
-                data_in: packet.as_ptr() as u64,
-                data_out: output.as_mut_ptr() as u64,
-                repeat: 1,
-                duration: 0,
-                context_size_in: context_size,
-                context_size_out: 0,
-                context_in: context.as_ptr() as u64,
-                context_out: 0,
-                flags: 0,
-                cpu: 0,
-                batch: 0,
-                pad: 0,
-            };
-            bpf(10, &mut attr)?;
-            output.truncate(attr.size_out as usize);
-            Ok((attr.verdict, output))
+            let context = Context { xdp: hook == Hook::Xdp, interface, ..Context::default() };
+            Ok(test_run::run(self.programs[name].as_fd(), context, packet)?)
         });
         inside.unwrap_or_else(|error| panic!("{hook:?}, {} bytes: {error:#}", packet.len()))
     }

@@ -1,0 +1,273 @@
+//! The kernel part's programs in a network namespace of their own, over tables that a test writes itself: no agent and no
+//! other host. Nothing is pinned or attached, so that nothing is left behind.
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use aya::maps::MapData;
+use aya::programs::Program;
+use aya::util::nr_cpus;
+use aya::{Ebpf, EbpfLoader};
+use svc_agent::dataplane::aya::OBJECT;
+use svc_agent::sys::{self, Plain};
+use svc_common::map::{
+    AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Counter, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, SourceRangeKey,
+};
+use svc_common::{Addr, Reason};
+use svc_dataplane::tables::Tables;
+use svc_dataplane::{Hook, Outcome, Verdict, net};
+
+use crate::test_run::{self, Context};
+
+pub struct Kernel {
+    ebpf: Ebpf,
+    namespace: fs::File,
+    flow_sets: u32,
+    counted: BTreeMap<&'static str, u64>,
+}
+
+/// As many flow sets as a test may ask for.
+const FLOW_SETS: u32 = 1024;
+
+static KERNEL: Mutex<Option<Kernel>> = Mutex::new(None);
+
+/// What a set of the flow table is made of, for the map.
+#[derive(Clone, Copy)]
+struct FlowSet([u64; 32]);
+// SAFETY: integers.
+unsafe impl Plain for FlowSet {}
+
+/// Of a piece of a datagram that waits for the first one: the datagram and an index.
+#[derive(Clone, Copy, PartialEq)]
+struct PieceKey([u32; 11]);
+// SAFETY: integers.
+unsafe impl Plain for PieceKey {}
+
+/// Its length and bytes.
+#[derive(Clone, Copy)]
+struct Piece(#[expect(dead_code, reason = "only its size matters")] [u32; 2305]);
+// SAFETY: integers.
+unsafe impl Plain for Piece {}
+
+/// Runs `test` on a node with these tables and no flows, inside its network namespace. One runs at a time.
+///
+/// # Panics
+/// Where `test` does, or where the kernel refuses something.
+pub fn with<T: Send>(tables: &Tables, test: impl FnOnce(&mut Kernel) -> T + Send) -> T {
+    // A thread of its own: a caller's network namespace stays what it was.
+    let result = thread::scope(|scope| scope.spawn(|| inside(tables, test)).join());
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn inside<T>(tables: &Tables, test: impl FnOnce(&mut Kernel) -> T) -> T {
+    // A test that failed leaves nothing that the next one does not overwrite.
+    let mut guard = KERNEL.lock().unwrap_or_else(PoisonError::into_inner);
+    let kernel = match guard.as_mut() {
+        Some(kernel) => {
+            kernel.enter();
+            kernel
+        }
+        None => guard.insert(Kernel::new()),
+    };
+    kernel.forget();
+    kernel.set_tables(tables);
+    test(kernel)
+}
+
+impl Kernel {
+    /// Of the calling thread, which is in the node's network namespace from here on.
+    fn new() -> Self {
+        // SAFETY: flags only; the thread is a test's own.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "a new network namespace needs root");
+        let namespace = fs::File::open("/proc/thread-self/ns/net").unwrap();
+        interfaces();
+        let mut loader = EbpfLoader::new();
+        loader.btf(None).map_max_entries("FLOWS", FLOW_SETS).map_max_entries("BACKENDS", 4096);
+        loader.map_max_entries("BACKEND_SETS", 1024).map_max_entries("SOCKETS", 1024);
+        let mut ebpf = loader.load(OBJECT).unwrap();
+        for hook in Hook::ALL {
+            match ebpf.program_mut(hook.program()).unwrap() {
+                Program::Xdp(program) => program.load().unwrap(),
+                Program::SchedClassifier(program) => program.load().unwrap(),
+                other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
+            }
+        }
+        Kernel { ebpf, namespace, flow_sets: 0, counted: BTreeMap::new() }
+    }
+
+    fn enter(&self) {
+        use std::os::fd::AsRawFd as _;
+        // SAFETY: a descriptor of our own.
+        assert_eq!(unsafe { libc::setns(self.namespace.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+    }
+
+    fn map(&self, name: &str) -> BorrowedFd<'_> {
+        let map: &MapData = match self.ebpf.map(name).unwrap() {
+            aya::maps::Map::Array(map)
+            | aya::maps::Map::ArrayOfMaps(map)
+            | aya::maps::Map::HashMap(map)
+            | aya::maps::Map::LpmTrie(map)
+            | aya::maps::Map::LruHashMap(map)
+            | aya::maps::Map::PerCpuArray(map) => map,
+            other => panic!("{name} is of an unknown type: {other:?}"),
+        };
+        map.fd().as_fd()
+    }
+
+    fn replace<K: Plain + PartialEq, V: Plain>(&self, name: &str, wanted: &[(K, V)]) {
+        let info = sys::map_info(self.map(name)).unwrap();
+        let sizes = (size_of::<K>(), size_of::<V>());
+        assert_eq!((info.key_size as usize, info.value_size as usize), sizes, "{name}");
+        for (key, _) in sys::entries::<K, V>(self.map(name)).unwrap() {
+            if !wanted.iter().any(|(other, _)| *other == key) {
+                sys::delete(self.map(name), &key).unwrap();
+            }
+        }
+        for (key, value) in wanted {
+            sys::update(self.map(name), key, value).unwrap();
+        }
+    }
+
+    /// Other Services; flows stay.
+    pub fn set_tables(&mut self, tables: &Tables) {
+        assert!(tables.config.flow_sets <= FLOW_SETS);
+        self.flow_sets = tables.config.flow_sets;
+        let pairs = |map: &BTreeMap<u32, Backend>| map.iter().map(|(id, backend)| (*id, *backend)).collect::<Vec<_>>();
+        for (id, backend) in pairs(&tables.backends) {
+            sys::update(self.map("BACKENDS"), &id, &backend).unwrap();
+        }
+        let sets: Vec<_> = tables
+            .sets
+            .iter()
+            .map(|(id, slots)| {
+                let header = BackendSlot::header(slots.len() as u32);
+                let slots: Vec<_> = [header].into_iter().chain(slots.iter().copied()).collect();
+                (*id, sys::create_inner_array(&slots).unwrap())
+            })
+            .collect();
+        use std::os::fd::AsRawFd as _;
+        let (ids, descriptors): (Vec<_>, Vec<_>) = sets.iter().map(|(id, set)| (*id, set.as_raw_fd() as u32)).unzip();
+        sys::update_batch(self.map("BACKEND_SETS"), &ids, &descriptors).unwrap();
+        let addresses: Vec<(Addr, AddressFlags)> = tables.addresses.iter().map(|(key, value)| (*key, *value)).collect();
+        self.replace("ADDRESSES", &addresses);
+        let frontends: Vec<(FrontendKey, Frontend)> =
+            tables.frontends.iter().map(|(key, value)| (*key, *value)).collect();
+        self.replace("FRONTENDS", &frontends);
+        let ranges: Vec<(SourceRangeKey, u32)> = tables.source_ranges.iter().map(|key| (*key, 1)).collect();
+        self.replace("SOURCE_RANGES", &ranges);
+        let cidrs: Vec<(CidrKey, CidrFlags)> = tables.cidrs.iter().map(|(key, value)| (*key, *value)).collect();
+        self.replace("CIDRS", &cidrs);
+        let uplinks: Vec<_> = tables.uplinks.iter().map(|(key, value)| (*key, *value)).collect();
+        self.replace("UPLINKS", &uplinks);
+        sys::update(self.map("CONFIG"), &0u32, &tables.config).unwrap();
+    }
+
+    /// All flows, what clients are known by, and pieces of datagrams.
+    fn forget(&mut self) {
+        let indices: Vec<u32> = (0..FLOW_SETS).collect();
+        sys::update_batch(self.map("FLOWS"), &indices, &vec![FlowSet([0; 32]); indices.len()]).unwrap();
+        self.replace::<AffinityKey, Affinity>("AFFINITY", &[]);
+        self.replace::<FragmentKey, FragmentPorts>("FRAGMENTS", &[]);
+        self.replace::<PieceKey, Piece>("PIECES_KEPT", &[]);
+        self.counted = self.counters();
+    }
+
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let cpus = nr_cpus().unwrap();
+        let total = |reason: &Reason| {
+            let values = sys::lookup_per_cpu::<u32, Counter>(self.map("COUNTERS"), &(*reason as u32), cpus).unwrap();
+            values.iter().map(|counter| counter.packets).sum()
+        };
+        Reason::ALL.iter().map(|reason| (reason.label(), total(reason))).collect()
+    }
+
+    /// What becomes of a frame at this hook.
+    pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Outcome {
+        self.run_segments(hook, frame, 0, 0)
+    }
+
+    /// As [`Kernel::run`], of a packet that stands for `segments` of `size` bytes of payload each (GSO).
+    pub fn run_segments(&mut self, hook: Hook, frame: &[u8], segments: u32, segment_size: u32) -> Outcome {
+        let interface = match hook {
+            Hook::Xdp | Hook::Ingress | Hook::Egress => net::UPLINK,
+            Hook::PodIngress | Hook::PodEgress => net::POD,
+        };
+        let program = match self.ebpf.program(hook.program()).unwrap() {
+            Program::Xdp(program) => program.fd().unwrap().as_fd(),
+            Program::SchedClassifier(program) => program.fd().unwrap().as_fd(),
+            other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
+        };
+        let xdp = hook == Hook::Xdp;
+        let context = Context { xdp, interface, segments, segment_size };
+        let (verdict, frame) = test_run::run(program, context, frame)
+            .unwrap_or_else(|error| panic!("{hook:?}, {} bytes: {error}", frame.len()));
+        // linux/bpf.h: TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT; XDP_PASS, XDP_TX.
+        let verdict = match (xdp, verdict) {
+            (false, u32::MAX) | (true, 2) => Verdict::Next,
+            (false, 2) => Verdict::Drop,
+            (false, 7) | (true, 3) => Verdict::Redirect,
+            other => panic!("{hook:?}: the verdict {other:?}"),
+        };
+        let now = self.counters();
+        let moved = now.iter().map(|(label, count)| (*label, count - self.counted[label]));
+        let moved = moved.filter(|(_, count)| *count > 0).collect();
+        self.counted = now;
+        Outcome { verdict, frame, moved }
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The network of [`net`], in the thread's namespace.
+fn interfaces() {
+    for (setting, value) in [
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv6/conf/all/accept_dad", "0"),
+    ] {
+        fs::write(format!("/proc/sys/net/{setting}"), value).unwrap();
+    }
+    let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
+    for interface in &net::INTERFACES {
+        let (index, name) = (interface.index, interface.name);
+        ip(&format!(
+            "link add {name} index {index} mtu {} address {} type veth peer name {name}-peer",
+            interface.mtu,
+            mac(interface.mac)
+        ));
+        ip(&format!("link set {name}-peer up"));
+        ip(&format!("link set {name} up"));
+        for address in interface.addresses {
+            ip(&format!("address add {address} dev {name}{}", if address.contains(':') { " nodad" } else { "" }));
+        }
+    }
+    let mut known = Vec::new();
+    for route in &net::ROUTES {
+        let name = net::interface(route.interface).name;
+        match route.gateway {
+            Some(gateway) => {
+                ip(&format!("route add {} via {gateway} dev {name}", route.prefix));
+                if let Some(last) = route.neighbour {
+                    known.push((gateway, name, net::neighbour_mac(route.interface, last)));
+                }
+            }
+            None => ip(&format!("route add {} dev {name}", route.prefix)),
+        }
+    }
+    for pod in net::PODS {
+        let route = net::route(pod.parse::<IpAddr>().unwrap()).unwrap();
+        known.push((pod, net::interface(net::POD).name, net::neighbour_mac(net::POD, route.neighbour.unwrap())));
+    }
+    for (address, name, bytes) in known {
+        ip(&format!("neighbour replace {address} lladdr {} dev {name} nud permanent", mac(bytes)));
+    }
+}

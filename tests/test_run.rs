@@ -1,0 +1,88 @@
+//! A program of the kernel part, run on one packet by the kernel itself (BPF_PROG_TEST_RUN).
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+/// The call bpf(2). `attr` is laid out as `command` wants it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn bpf<T>(command: i64, attr: &mut T) -> io::Result<i64> {
+    // SAFETY: the attributes are laid out as the command wants them, and their buffers outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// What the packet comes with.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Context {
+    /// The program is of type XDP, else of tc's.
+    pub xdp: bool,
+    /// The index of an interface of the caller's network namespace.
+    pub interface: u32,
+    /// Of a packet that stands for several (GSO): how many, and the payload of each in bytes; 0 for none.
+    pub segments: u32,
+    pub segment_size: u32,
+}
+
+/// The verdict, and the packet as it is afterwards.
+///
+/// # Errors
+/// What the kernel says.
+pub fn run(program: BorrowedFd<'_>, context: Context, packet: &[u8]) -> io::Result<(u32, Vec<u8>)> {
+    /// The part of union bpf_attr that is BPF_PROG_TEST_RUN's.
+    #[repr(C)]
+    struct Attr {
+        program: u32,
+        verdict: u32,
+        size_in: u32,
+        size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        context_size_in: u32,
+        context_size_out: u32,
+        context_in: u64,
+        context_out: u64,
+        flags: u32,
+        cpu: u32,
+        batch: u32,
+        pad: u32,
+    }
+    const PROG_TEST_RUN: i64 = 10;
+    let mut output = vec![0u8; packet.len() + 256];
+    let mut words = [0u32; 48];
+    let context_size = if context.xdp {
+        // struct xdp_md: data_end, ingress_ifindex.
+        words[1] = packet.len() as u32;
+        words[3] = context.interface;
+        24
+    } else {
+        // struct __sk_buff: ifindex, gso_segs, gso_size.
+        words[10] = context.interface;
+        words[41] = context.segments;
+        words[44] = context.segment_size;
+        192
+    };
+    let mut attr = Attr {
+        program: program.as_raw_fd() as u32,
+        verdict: 0,
+        size_in: packet.len() as u32,
+        size_out: output.len() as u32,
+        data_in: packet.as_ptr() as u64,
+        data_out: output.as_mut_ptr() as u64,
+        repeat: 1,
+        duration: 0,
+        context_size_in: context_size,
+        context_size_out: 0,
+        context_in: words.as_ptr() as u64,
+        context_out: 0,
+        flags: 0,
+        cpu: 0,
+        batch: 0,
+        pad: 0,
+    };
+    bpf(PROG_TEST_RUN, &mut attr)?;
+    output.truncate(attr.size_out as usize);
+    Ok((attr.verdict, output))
+}
