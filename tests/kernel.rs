@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use aya::maps::MapData;
 use aya::programs::Program;
@@ -38,7 +39,7 @@ static KERNEL: Mutex<Option<Kernel>> = Mutex::new(None);
 
 /// What a set of the flow table is made of, for the map.
 #[derive(Clone, Copy)]
-struct FlowSet([u64; 32]);
+struct FlowSet(#[expect(dead_code, reason = "only its size matters")] [u64; 32]);
 // SAFETY: integers.
 unsafe impl Plain for FlowSet {}
 
@@ -193,6 +194,28 @@ impl Kernel {
 
     /// As [`Kernel::run`], of a packet that stands for `segments` of `size` bytes of payload each (GSO).
     pub fn run_segments(&mut self, hook: Hook, frame: &[u8], segments: u32, segment_size: u32) -> Outcome {
+        let (verdict, frame) = self.pass(hook, frame, segments, segment_size);
+        // linux/bpf.h: TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT; XDP_PASS, XDP_TX.
+        let verdict = match (hook == Hook::Xdp, verdict) {
+            (false, u32::MAX) | (true, 2) => Verdict::Next,
+            (false, 2) => Verdict::Drop,
+            (false, 7) | (true, 3) => Verdict::Redirect,
+            other => panic!("{hook:?}: the verdict {other:?}"),
+        };
+        Outcome { verdict, frame, moved: self.moved() }
+    }
+
+    /// The same frame over and over; how far each counter moved.
+    pub fn flood(&mut self, hook: Hook, frame: &[u8], times: u32) -> BTreeMap<&'static str, u64> {
+        for _ in 0..times {
+            self.pass(hook, frame, 0, 0);
+        }
+        // What is limited by time is not when somebody else comes.
+        thread::sleep(Duration::from_millis(200));
+        self.moved()
+    }
+
+    fn pass(&self, hook: Hook, frame: &[u8], segments: u32, segment_size: u32) -> (u32, Vec<u8>) {
         let interface = match hook {
             Hook::Xdp | Hook::Ingress | Hook::Egress => net::UPLINK,
             Hook::PodIngress | Hook::PodEgress => net::POD,
@@ -202,22 +225,18 @@ impl Kernel {
             Program::SchedClassifier(program) => program.fd().unwrap().as_fd(),
             other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
         };
-        let xdp = hook == Hook::Xdp;
-        let context = Context { xdp, interface, segments, segment_size };
-        let (verdict, frame) = test_run::run(program, context, frame)
-            .unwrap_or_else(|error| panic!("{hook:?}, {} bytes: {error}", frame.len()));
-        // linux/bpf.h: TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT; XDP_PASS, XDP_TX.
-        let verdict = match (xdp, verdict) {
-            (false, u32::MAX) | (true, 2) => Verdict::Next,
-            (false, 2) => Verdict::Drop,
-            (false, 7) | (true, 3) => Verdict::Redirect,
-            other => panic!("{hook:?}: the verdict {other:?}"),
-        };
+        let context = Context { xdp: hook == Hook::Xdp, interface, segments, segment_size };
+        test_run::run(program, context, frame)
+            .unwrap_or_else(|error| panic!("{hook:?}, {} bytes: {error}", frame.len()))
+    }
+
+    /// Since it was last asked for.
+    fn moved(&mut self) -> BTreeMap<&'static str, u64> {
         let now = self.counters();
         let moved = now.iter().map(|(label, count)| (*label, count - self.counted[label]));
         let moved = moved.filter(|(_, count)| *count > 0).collect();
         self.counted = now;
-        Outcome { verdict, frame, moved }
+        moved
     }
 }
 

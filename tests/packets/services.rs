@@ -1,14 +1,15 @@
 //! Every kind of Service, from every kind of client, to every kind of backend: the way there and the way back.
-use std::ops::Range;
-
 use rstest::rstest;
+use svc_dataplane::check::Ends;
 use svc_dataplane::net;
 use svc_dataplane::packet::{Packet, SCTP, TCP, UDP};
 use svc_dataplane::tables::Kind::{self, ClusterIp, ExternalIp, LoadBalancer, NodePort};
 use svc_dataplane::{Hook, Verdict};
 
+use crate::stage::Client::{self, Host, Network, Pod};
 use crate::stage::{
-    Family, HIT, OPENED, REPLY, V4, V6, answer, assert_changed, assert_not_ours, ends, on, service, translated,
+    FROM_HERE, FROM_NETWORK, Family, HIT, MASQUERADED, OPENED, REPLY, V4, V6, answer, assert_changed, assert_not_ours,
+    ends, on, sent, service, translated,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,26 +19,6 @@ enum Place {
 }
 use Place::{Local, Remote};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Client {
-    Network,
-    Pod,
-    Host,
-}
-use Client::{Host, Network, Pod};
-
-/// The parts of the source ports 1024 to 29999 (docs/architecture.md).
-const MASQUERADED: Range<u16> = 1024..22_756;
-const FROM_NETWORK: Range<u16> = 22_756..26_377;
-const FROM_HERE: Range<u16> = 26_377..29_999;
-
-/// The frame as it leaves by its route. `hops`: one fewer are left.
-fn sent(packet: &Packet, hops: bool) -> Vec<u8> {
-    let macs = net::macs(net::route(packet.dst).unwrap(), packet.dst).unwrap();
-    let hop_limit = packet.hop_limit - u8::from(hops);
-    Packet { macs, hop_limit, ..packet.clone() }.frame()
-}
-
 #[rstest]
 fn a_request_reaches_a_backend_and_the_reply_its_client(
     #[values(TCP, UDP, SCTP)] protocol: u8,
@@ -46,11 +27,7 @@ fn a_request_reaches_a_backend_and_the_reply_its_client(
     #[values(Local, Remote)] place: Place,
     #[values(Network, Pod, Host)] from: Client,
 ) {
-    let (hook, client) = match from {
-        Network => (Hook::Ingress, family.client()),
-        Pod => (Hook::PodIngress, family.pod()),
-        Host => (Hook::Egress, family.node()),
-    };
+    let (hook, client) = from.of(family);
     there_and_back(protocol, family, kind, place, from, hook, client);
 }
 
@@ -97,10 +74,8 @@ fn there_and_back(
         assert_changed(&node.run(hook, &request.frame()), verdict, HIT, &expected);
 
         let reply = answer(&request, seen);
-        let restored = translated(
-            &reply,
-            svc_dataplane::check::Ends { src: request.dst, sport: request.dport, dst: client, dport: request.sport },
-        );
+        let restored =
+            translated(&reply, Ends { src: request.dst, sport: request.dport, dst: client, dport: request.sport });
         let (hook, verdict, expected) = match (from, place) {
             (Network, Remote) => (hook, Verdict::Redirect, sent(&restored, true)),
             (Network, Local) => (Hook::Egress, Verdict::Next, restored.frame()),

@@ -1,9 +1,11 @@
 //! Who is who in the packet tests, and how a packet's fate is told.
 use std::net::IpAddr;
+use std::ops::Range;
 
 use svc_common::Reason;
 use svc_dataplane::check::{Ends, checksums, view};
-use svc_dataplane::packet::Packet;
+use svc_dataplane::net;
+use svc_dataplane::packet::{ACK, ICMP, ICMPV6, IcmpError, LINK, MACS, Packet, RST, TCP};
 use svc_dataplane::tables::{Kind, Service, Tables};
 use svc_dataplane::{Hook, Outcome, Verdict};
 use svc_tests::kernel::{self, Kernel};
@@ -56,6 +58,29 @@ impl Family {
         self.of("0.0.0.0", "::")
     }
 }
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Client {
+    Network,
+    Pod,
+    Host,
+}
+
+impl Client {
+    /// Where its packets are met first, and its address.
+    pub(crate) fn of(self, family: Family) -> (Hook, IpAddr) {
+        match self {
+            Client::Network => (Hook::Ingress, family.client()),
+            Client::Pod => (Hook::PodIngress, family.pod()),
+            Client::Host => (Hook::Egress, family.node()),
+        }
+    }
+}
+
+/// The parts of the source ports 1024 to 29999 (docs/architecture.md).
+pub(crate) const MASQUERADED: Range<u16> = 1024..22_756;
+pub(crate) const FROM_NETWORK: Range<u16> = 22_756..26_377;
+pub(crate) const FROM_HERE: Range<u16> = 26_377..29_999;
 
 /// What a client sends to, and the address that the agent writes for it.
 pub(crate) fn frontend(kind: Kind, family: Family) -> (IpAddr, IpAddr, u16) {
@@ -133,4 +158,62 @@ pub(crate) fn translated(packet: &Packet, to: Ends) -> Packet {
 /// The answer to what the backend sees of a request, as the backend sends it.
 pub(crate) fn answer(request: &Packet, seen: Ends) -> Packet {
     translated(request, seen).reply()
+}
+
+/// The frame as it leaves by its route. `hops`: one fewer are left.
+pub(crate) fn sent(packet: &Packet, hops: bool) -> Vec<u8> {
+    let macs = net::macs(net::route(packet.dst).unwrap(), packet.dst).unwrap();
+    let hop_limit = packet.hop_limit - u8::from(hops);
+    Packet { macs, hop_limit, ..packet.clone() }.frame()
+}
+
+/// What somebody on the way says about a packet, of which he quotes this much from its network header on.
+pub(crate) fn error_about(from: IpAddr, (kind, code): (u8, u8), mtu: u16, quoted: &[u8], to: IpAddr) -> IcmpError {
+    IcmpError { macs: MACS, src: from, dst: to, kind, code, mtu, hop_limit: 64, quoted: quoted.to_vec() }
+}
+
+/// Link addresses the other way round.
+fn turned(frame: &[u8]) -> Vec<u8> {
+    [&frame[6..12], &frame[..6]].concat()
+}
+
+/// The packet went back as an ICMP error about it; `mtu`: what it tells, if anything.
+#[track_caller]
+pub(crate) fn assert_told(
+    outcome: &Outcome,
+    reasons: &[Reason],
+    request: &Packet,
+    (kind, code): (u8, u8),
+    mtu: Option<u16>,
+) {
+    assert_eq!(outcome.verdict, Verdict::Redirect, "{:?}", outcome.moved);
+    assert!(outcome.moved_only(reasons), "{:?}", outcome.moved);
+    assert_eq!(checksums(&outcome.frame), Ok(()));
+    let frame = request.frame();
+    assert_eq!(outcome.frame[..12], turned(&frame));
+    let seen = view(&outcome.frame);
+    let protocol = if request.is_v4() { ICMP } else { ICMPV6 };
+    assert_eq!((seen.src, seen.dst, seen.protocol, seen.hop_limit), (request.dst, request.src, protocol, 64));
+    assert_eq!((seen.segment[0], seen.segment[1]), (kind, code));
+    if let Some(mtu) = mtu {
+        assert_eq!(seen.segment[4..8], u32::from(mtu).to_be_bytes());
+    }
+    let header = if request.is_v4() { 20 } else { 40 };
+    assert_eq!(seen.segment[8..], frame[LINK..LINK + header + 8], "it quotes the network header and 8 bytes");
+}
+
+/// The segment went back as a reset.
+#[track_caller]
+pub(crate) fn assert_reset(outcome: &Outcome, reason: Reason, request: &Packet, seq: u32, ack: Option<u32>) {
+    assert_eq!(outcome.verdict, Verdict::Redirect, "{:?}", outcome.moved);
+    assert!(outcome.moved_only(&[reason]), "{:?}", outcome.moved);
+    assert_eq!(checksums(&outcome.frame), Ok(()));
+    assert_eq!(outcome.frame[..12], turned(&request.frame()));
+    let seen = view(&outcome.frame);
+    assert_eq!((seen.protocol, seen.hop_limit, seen.segment.len()), (TCP, 64, 20));
+    let back = Ends { src: request.dst, sport: request.dport, dst: request.src, dport: request.sport };
+    assert_eq!(seen.ends(), back);
+    assert_eq!(seen.segment[4..8], seq.to_be_bytes(), "sequence number");
+    assert_eq!(seen.segment[8..12], ack.unwrap_or(0).to_be_bytes(), "acknowledgment number");
+    assert_eq!(seen.segment[12..14], [0x50, if ack.is_some() { RST | ACK } else { RST }]);
 }
