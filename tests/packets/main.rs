@@ -1,8 +1,11 @@
 //! The kernel part's programs, run on one packet at a time by the kernel itself (BPF_PROG_TEST_RUN): the packet that goes in, the
 //! packet, verdict and counters that come out.
 mod agent;
+mod ended;
 mod errors;
+mod forwarded;
 mod headers;
+mod pieces;
 mod refused;
 mod services;
 mod stage;
