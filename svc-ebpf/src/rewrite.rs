@@ -5,7 +5,7 @@ use svc_common::{Addr, Reason, crc32c};
 
 use crate::family::{ETHERNET, Family};
 use crate::packet::Packet;
-use crate::parse::{FRAGMENT_FIRST, FRAGMENT_LATER, Headers, checksum_offset, l4, offset};
+use crate::parse::{FRAGMENT_LATER, Headers, checksum_offset, l4, offset};
 
 /// Ports in network byte order.
 #[derive(Clone, Copy, Debug)]
@@ -45,10 +45,10 @@ pub fn rewrite<P: Packet, F: Family>(packet: &mut P, from: &Headers, to: &Endpoi
 fn patch_sctp<P: Packet, F: Family>(packet: &mut P, from: &Headers, to: &Endpoints, at: usize) -> Result<(), Reason> {
     let word = |sport: u16, dport: u16| sport as u32 | (dport as u32) << 16;
     let difference = word(from.sport, from.dport) ^ word(to.sport, to.dport);
-    if difference == 0 || from.fragment == FRAGMENT_LATER {
+    if difference == 0 {
         return Ok(());
     }
-    if from.fragment == FRAGMENT_FIRST {
+    if from.fragment != 0 {
         return Err(Reason::Unsupported);
     }
     let length = u16::from_be(packet.get(F::LENGTH)?) as u32 + F::LENGTH_FROM as u32;

@@ -174,6 +174,22 @@ fn pieces_of_sctp_whose_ports_stay_are_translated(
 }
 
 #[rstest]
+fn pieces_of_sctp_whose_port_changes_are_all_left_alone(
+    #[values(V4, V6)] family: Family,
+    #[values(true, false)] local: bool,
+) {
+    let backend = if local { family.local() } else { family.remote() };
+    let (service, request) = service(NodePort, family, SCTP, &[(backend, local)], family.client());
+    on(&[service], |node| {
+        let [first, second] = long(request).pieces(FIRST).map(|piece| piece.frame());
+        let outcome = node.run(Hook::Ingress, &first);
+        assert_eq!((outcome.verdict, &outcome.frame), (Verdict::Next, &first));
+        assert!(outcome.moved_only(&[Reason::FlowOpened, Reason::Unsupported]), "{:?}", outcome.moved);
+        assert_untouched(&node.run(Hook::Ingress, &second), &second, Verdict::Next, Reason::Unsupported);
+    });
+}
+
+#[rstest]
 fn of_a_rejected_datagram_the_first_piece_is_answered(#[values(V4, V6)] family: Family) {
     let (service, request) = service(ClusterIp, family, UDP, &[], family.client());
     on(&[service], |node| {
