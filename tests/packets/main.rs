@@ -6,6 +6,7 @@ mod errors;
 mod forwarded;
 mod headers;
 mod pieces;
+mod reasons;
 mod refused;
 mod services;
 mod stage;
