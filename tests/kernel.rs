@@ -2,8 +2,9 @@
 //! other host. Nothing is pinned or attached, so that nothing is left behind.
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -21,7 +22,7 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason};
 use svc_dataplane::tables::Tables;
-use svc_dataplane::{Hook, Outcome, Verdict, net};
+use svc_dataplane::{Hook, Outcome, Verdict, check, net};
 
 use crate::test_run::{self, Context};
 
@@ -102,7 +103,6 @@ impl Kernel {
     }
 
     fn enter(&self) {
-        use std::os::fd::AsRawFd as _;
         // SAFETY: a descriptor of our own.
         assert_eq!(unsafe { libc::setns(self.namespace.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
     }
@@ -151,7 +151,6 @@ impl Kernel {
                 (*id, sys::create_inner_array(&slots).unwrap())
             })
             .collect();
-        use std::os::fd::AsRawFd as _;
         let (ids, descriptors): (Vec<_>, Vec<_>) = sets.iter().map(|(id, set)| (*id, set.as_raw_fd() as u32)).unzip();
         sys::update_batch(self.map("BACKEND_SETS"), &ids, &descriptors).unwrap();
         let addresses: Vec<(Addr, AddressFlags)> = tables.addresses.iter().map(|(key, value)| (*key, *value)).collect();
@@ -237,6 +236,52 @@ impl Kernel {
         let moved = moved.filter(|(_, count)| *count > 0).collect();
         self.counted = now;
         moved
+    }
+}
+
+/// What comes in by an interface, from here on.
+pub struct Tap(OwnedFd);
+
+impl Tap {
+    /// # Panics
+    /// Where the kernel refuses.
+    pub fn new(interface: u32) -> Self {
+        const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
+        let wait = libc::timeval { tv_sec: 2, tv_usec: 0 };
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: ALL,
+            sll_ifindex: interface as i32,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        // SAFETY: a new descriptor of our own, and buffers that outlive the calls.
+        unsafe {
+            let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(ALL));
+            assert!(socket >= 0, "{}", io::Error::last_os_error());
+            let size = size_of_val(&wait) as u32;
+            let set = libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const wait).cast(), size);
+            assert_eq!(set, 0, "{}", io::Error::last_os_error());
+            let size = size_of_val(&address) as u32;
+            assert_eq!(libc::bind(socket, (&raw const address).cast(), size), 0, "{}", io::Error::last_os_error());
+            Tap(OwnedFd::from_raw_fd(socket))
+        }
+    }
+
+    /// The next frame from this host, if any comes in the next seconds.
+    pub fn frame_from(&self, source: IpAddr) -> Option<Vec<u8>> {
+        let mut buffer = [0u8; 2048];
+        loop {
+            // SAFETY: the buffer is as long as is said.
+            let length = unsafe { libc::recv(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+            let frame = &buffer[..usize::try_from(length).ok()?];
+            let is_ip = matches!(frame[12..14], [8, 0] | [0x86, 0xdd]);
+            if is_ip && check::view(frame).src == source {
+                return Some(frame.to_vec());
+            }
+        }
     }
 }
 

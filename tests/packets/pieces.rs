@@ -4,7 +4,8 @@ use svc_common::Reason;
 use svc_dataplane::packet::{Packet, SCTP, TCP, UDP};
 use svc_dataplane::tables::Kind::{self, ClusterIp, NodePort};
 use svc_dataplane::tables::Service;
-use svc_dataplane::{Hook, Outcome, Verdict};
+use svc_dataplane::{Hook, Outcome, Verdict, net};
+use svc_tests::kernel::Tap;
 
 use crate::stage::Client::{self, Host, Network, Pod};
 use crate::stage::{
@@ -110,6 +111,23 @@ fn a_piece_that_comes_first_waits_for_the_first_one(
         let there = translated(&request, ends(&outcome)).pieces(FIRST);
         assert_changed(&outcome, Verdict::Next, HIT, &there[0].frame());
         assert_changed(&node.run(hook, &second.frame()), Verdict::Next, HIT, &there[1].frame());
+    });
+}
+
+#[rstest]
+fn what_waited_comes_up_the_interface_behind_its_first_piece(#[values(V4, V6)] family: Family) {
+    let (service, request) = service(NodePort, family, UDP, &[(family.local(), true)], family.client());
+    let request = Packet { payload: vec![7; 56], ..request };
+    on(&[service], |node| {
+        let pieces = [0..24, 24..48, 48..64].map(|range| Packet { piece: Some(range), ..request.clone() }.frame());
+        for later in [&pieces[2], &pieces[1]] {
+            assert_kept(&node.run(Hook::Ingress, later));
+        }
+        let tap = Tap::new(net::UPLINK);
+        node.run(Hook::Ingress, &pieces[0]);
+        for expected in [&pieces[0], &pieces[2], &pieces[1]] {
+            assert_eq!(tap.frame_from(request.src).as_ref(), Some(expected));
+        }
     });
 }
 

@@ -1,5 +1,5 @@
 //! What is rejected or dropped, and why.
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 
 use rstest::rstest;
 use svc_common::Reason;
@@ -304,6 +304,24 @@ fn without_a_free_source_port_newcomers_are_dropped(#[values(V4, V6)] family: Fa
         assert_eq!(ports.into_iter().collect::<Vec<_>>(), [20_000, 20_001, 20_002]);
         let frame = Packet { sport: 40_003, ..request.clone() }.frame();
         assert_untouched(&node.run(Hook::Ingress, &frame), &frame, Verdict::Drop, Reason::NoSourcePort);
+    });
+}
+
+#[rstest]
+fn no_flow_takes_a_port_at_which_a_socket_of_the_node_has_the_backends_packets(#[values(V4, V6)] family: Family) {
+    let (service, request) = service(ClusterIp, family, UDP, &[(family.remote(), false)], family.client());
+    let mut tables = Tables::with(&[service]);
+    (tables.config.snat_first, tables.config.snat_last) = (20_000, 20_004);
+    kernel::with(&tables, |node| {
+        let sockets = [20_000, 20_001, 20_002].map(|port| {
+            let socket = UdpSocket::bind((family.node(), port)).unwrap();
+            socket.connect((family.remote(), 9376)).unwrap();
+            socket
+        });
+        let frame = request.frame();
+        assert_untouched(&node.run(Hook::Ingress, &frame), &frame, Verdict::Drop, Reason::NoSourcePort);
+        drop(sockets);
+        open(node, Hook::Ingress, &request);
     });
 }
 
