@@ -2,6 +2,7 @@
 //! packet, verdict and counters that come out.
 mod agent;
 mod ended;
+mod engine;
 mod errors;
 mod forwarded;
 mod headers;
