@@ -137,6 +137,17 @@ fn what_is_too_large_for_the_next_link_is_told_its_size(
     });
 }
 
+/// By RFC 791 a router could cut it in pieces.
+#[rstest]
+fn what_may_be_cut_in_pieces_is_told_the_links_size_too(#[values(TCP, UDP)] protocol: u8) {
+    let (service, request) = narrow(V4, protocol, V4.client(), net::NARROW_MTU + 100);
+    let [first, _] = request.pieces(1_304);
+    on(&[service], |node| {
+        let outcome = node.run(Hook::Ingress, &first.frame());
+        assert_told(&outcome, OPENED_AND_TOO_BIG, &first, (3, 4), Some(net::NARROW_MTU));
+    });
+}
+
 #[rstest]
 fn what_the_next_link_just_takes_is_sent_with_that_links_address(
     #[values(TCP, UDP, SCTP)] protocol: u8,

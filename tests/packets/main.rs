@@ -11,3 +11,4 @@ mod reasons;
 mod refused;
 mod services;
 mod stage;
+mod sums;
