@@ -193,7 +193,7 @@ impl Kernel {
 
     /// As [`Kernel::run`], of a packet that stands for `segments` of `size` bytes of payload each (GSO).
     pub fn run_segments(&mut self, hook: Hook, frame: &[u8], segments: u32, segment_size: u32) -> Outcome {
-        let (verdict, frame) = self.pass(hook, frame, segments, segment_size);
+        let (verdict, frame) = self.pass(hook, frame, Context { segments, segment_size, ..Context::default() });
         // linux/bpf.h: TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT; XDP_PASS, XDP_TX.
         let verdict = match (hook == Hook::Xdp, verdict) {
             (false, u32::MAX) | (true, 2) => Verdict::Next,
@@ -204,17 +204,15 @@ impl Kernel {
         Outcome { verdict, frame, moved: self.moved() }
     }
 
-    /// The same frame over and over; how far each counter moved.
+    /// A frame that stays as it is, over and over on one CPU; how far each counter moved.
     pub fn flood(&mut self, hook: Hook, frame: &[u8], times: u32) -> BTreeMap<&'static str, u64> {
-        for _ in 0..times {
-            self.pass(hook, frame, 0, 0);
-        }
+        self.pass(hook, frame, Context { repeat: times, ..Context::default() });
         // What is limited by time is not when somebody else comes.
         thread::sleep(Duration::from_millis(200));
         self.moved()
     }
 
-    fn pass(&self, hook: Hook, frame: &[u8], segments: u32, segment_size: u32) -> (u32, Vec<u8>) {
+    fn pass(&self, hook: Hook, frame: &[u8], context: Context) -> (u32, Vec<u8>) {
         let interface = match hook {
             Hook::Xdp | Hook::Ingress | Hook::Egress => net::UPLINK,
             Hook::PodIngress | Hook::PodEgress => net::POD,
@@ -224,7 +222,7 @@ impl Kernel {
             Program::SchedClassifier(program) => program.fd().unwrap().as_fd(),
             other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
         };
-        let context = Context { xdp: hook == Hook::Xdp, interface, segments, segment_size };
+        let context = Context { xdp: hook == Hook::Xdp, interface, ..context };
         test_run::run(program, context, frame)
             .unwrap_or_else(|error| panic!("{hook:?}, {} bytes: {error}", frame.len()))
     }

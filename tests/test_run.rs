@@ -22,6 +22,8 @@ pub struct Context {
     /// Of a packet that stands for several (GSO): how many, and the payload of each in bytes; 0 for none.
     pub segments: u32,
     pub segment_size: u32,
+    /// How often the program runs, each time on what the last run has left of the packet; 0 is once.
+    pub repeat: u32,
 }
 
 /// The verdict, and the packet as it is afterwards.
@@ -71,7 +73,7 @@ pub fn run(program: BorrowedFd<'_>, context: Context, packet: &[u8]) -> io::Resu
         size_out: output.len() as u32,
         data_in: packet.as_ptr() as u64,
         data_out: output.as_mut_ptr() as u64,
-        repeat: 1,
+        repeat: context.repeat,
         duration: 0,
         context_size_in: context_size,
         context_size_out: 0,

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use svc_common::Reason;
-use svc_dataplane::packet::{Packet, TCP, UDP};
+use svc_dataplane::packet::{Packet, RST, TCP, UDP};
 use svc_dataplane::tables::Kind::{ClusterIp, LoadBalancer, NodePort};
 use svc_dataplane::tables::{Service, Tables};
 use svc_dataplane::{Hook, net};
@@ -54,7 +54,9 @@ fn moved_by_a_packet(reason: Reason) -> Option<Moved> {
         }
         Reason::UnallocatedAddress => after(&Tables::default(), &to_local),
         Reason::RejectLimited => {
-            kernel::with(&Tables::with(&[empty]), |node| node.flood(Hook::Ingress, &to_empty.frame(), 20_000))
+            let (empty, request) = cluster_ip(TCP, &[]);
+            let reset = request.flags(RST).frame();
+            kernel::with(&Tables::with(&[empty]), |node| node.flood(Hook::Ingress, &reset, 20_000))
         }
         Reason::FlowTableFull => {
             let mut tables = Tables::with(&[local]);
