@@ -101,7 +101,7 @@ fn when_its_backend_leaves_a_udp_flow_goes_to_another(#[values(V4, V6)] family: 
     let mut tables = Tables::with(&[service]);
     svc_tests::kernel::with(&tables.clone(), |node| {
         established(node, &request);
-        tables.put(other);
+        tables.put(&other);
         node.set_tables(&tables);
         let outcome = node.run(Hook::Ingress, &request.frame());
         assert!(outcome.moved_only(OPENED), "{:?}", outcome.moved);
@@ -116,7 +116,7 @@ fn when_its_last_backend_leaves_a_udp_flow_is_rejected(#[values(V4, V6)] family:
     let mut tables = Tables::with(&[service]);
     svc_tests::kernel::with(&tables.clone(), |node| {
         established(node, &request);
-        tables.put(other);
+        tables.put(&other);
         node.set_tables(&tables);
         let kind = if family == V4 { (3, 3) } else { (1, 4) };
         assert_told(&node.run(Hook::Ingress, &request.frame()), &[Reason::NoBackend], &request, kind, None);
@@ -130,7 +130,7 @@ fn when_its_backend_leaves_a_tcp_connection_stays_and_a_new_one_goes_to_another(
     let mut tables = Tables::with(&[service]);
     svc_tests::kernel::with(&tables.clone(), |node| {
         let reply = established(node, &request);
-        tables.put(other);
+        tables.put(&other);
         node.set_tables(&tables);
         let outcome = node.run(Hook::Ingress, &goes_on(&request).frame());
         assert!(outcome.moved_only(HIT), "{:?}", outcome.moved);
@@ -150,7 +150,7 @@ fn when_its_last_backend_leaves_a_tcp_connection_stays_and_a_new_one_is_reset(#[
     let mut tables = Tables::with(&[service]);
     svc_tests::kernel::with(&tables.clone(), |node| {
         established(node, &request);
-        tables.put(other);
+        tables.put(&other);
         node.set_tables(&tables);
         run(node, Hook::Ingress, &goes_on(&request), HIT);
         assert_reset(&node.run(Hook::Ingress, &request.frame()), Reason::NoBackend, &request, 0, Some(22));

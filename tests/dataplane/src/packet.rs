@@ -166,11 +166,6 @@ impl Packet {
         }
     }
 
-    /// As it is after one more router, whose link addresses are `macs`.
-    pub fn forwarded(self, macs: [u8; 12]) -> Self {
-        Packet { macs, hop_limit: self.hop_limit - 1, ..self }
-    }
-
     /// The transport segment, whole.
     pub fn segment(&self) -> Vec<u8> {
         match self.protocol {

@@ -73,7 +73,6 @@ pub struct Tables {
     pub cidrs: BTreeMap<CidrKey, CidrFlags>,
     pub uplinks: BTreeMap<u32, Uplink>,
     pub config: Config,
-    services: Vec<Service>,
 }
 
 /// ServiceCIDRs, and the pods of this cluster.
@@ -103,7 +102,6 @@ impl Default for Tables {
                 pad: 0,
                 idle_limits: IdleLimits::default(),
             },
-            services: Vec::new(),
         };
         for interface in &INTERFACES {
             let mut uplink = Uplink { v4: Addr::ANY_V4, v6: Addr::ANY_V6 };
@@ -148,21 +146,13 @@ impl Tables {
     pub fn with(services: &[Service]) -> Self {
         let mut tables = Tables::default();
         for service in services {
-            tables.put(service.clone());
+            tables.put(service);
         }
         tables
     }
 
-    pub fn services(&self) -> &[Service] {
-        &self.services
-    }
-
     /// Adds the service, or replaces the one with the same frontend.
-    pub fn put(&mut self, service: Service) {
-        let same = |other: &Service| {
-            (other.address, other.port, other.protocol) == (service.address, service.port, service.protocol)
-        };
-        self.services.retain(|other| !same(other));
+    pub fn put(&mut self, service: &Service) {
         let address = Addr::from(service.address);
         let (kind, flags) = match service.kind {
             Kind::ClusterIp => (FRONTEND_CLUSTER_IP, ADDRESS_CLUSTER_IP),
@@ -189,8 +179,7 @@ impl Tables {
         }
         let frontend = Frontend { service: service.id, flags, affinity_seconds: service.affinity_seconds };
         self.frontends.insert(FrontendKey::new(address, service.port.to_be(), service.protocol), frontend);
-        self.put_backends(&service);
-        self.services.push(service);
+        self.put_backends(service);
     }
 
     /// An id names one address, port and protocol of one service as long as it lives; what the sets no longer hold is not
