@@ -1,6 +1,6 @@
 //! Finding a packet's flow, and noting what the packet says of it.
 use svc_common::flow::{CONFIRMED, FIN_BACKEND, FIN_CLIENT, Hit, Key, REPLIED, RESET, State, find, is_outlived, touch};
-use svc_common::map::{NO_BACKEND, TCP};
+use svc_common::map::{NO_BACKEND, UDP};
 
 use crate::parse::{Headers, TCP_FIN, TCP_RST, TCP_SYN};
 use crate::tables::Tables;
@@ -28,7 +28,7 @@ pub fn visit<T: Tables>(tables: &T, key: &Key, headers: &Headers, hit: &mut Hit,
         return Visit::Found;
     }
     if !hit.is_reverse() {
-        let new_connection = headers.is_syn() || headers.protocol != TCP;
+        let new_connection = headers.is_syn() || headers.protocol == UDP;
         let closed = headers.is_syn() && State::of(hit.state) == State::Closed;
         let over = closed || new_connection && is_outlived(tables.flows(), key, hit, now);
         if over || (new_connection && hit.backend != NO_BACKEND && !tables.is_live(hit.backend)) {

@@ -1,7 +1,7 @@
 //! The programs that the agent has loaded and attached, over the maps that it has written.
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use svc_agent::inspect::Pins;

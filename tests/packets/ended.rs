@@ -124,8 +124,11 @@ fn when_its_last_backend_leaves_a_udp_flow_is_rejected(#[values(V4, V6)] family:
 }
 
 #[rstest]
-fn when_its_backend_leaves_a_tcp_connection_stays_and_a_new_one_goes_to_another(#[values(V4, V6)] family: Family) {
-    let (service, request) = service(NodePort, family, TCP, &[(family.local(), true)], family.client());
+fn when_its_backend_leaves_a_connection_stays_and_a_new_one_goes_to_another(
+    #[values(TCP, SCTP)] protocol: u8,
+    #[values(V4, V6)] family: Family,
+) {
+    let (service, request) = service(NodePort, family, protocol, &[(family.local(), true)], family.client());
     let other = without_local(&service, &[(family.remote(), false)]);
     let mut tables = Tables::with(&[service]);
     svc_tests::kernel::with(&tables.clone(), |node| {
