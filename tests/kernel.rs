@@ -34,7 +34,7 @@ pub struct Kernel {
 }
 
 /// As many flow sets as a test may ask for.
-const FLOW_SETS: u32 = 1024;
+const FLOW_SETS: u32 = 1 << 15;
 
 static KERNEL: Mutex<Option<Kernel>> = Mutex::new(None);
 

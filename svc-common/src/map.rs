@@ -277,12 +277,12 @@ pub struct Config {
 const _: () = assert!(size_of::<Config>() == 72);
 
 impl Config {
-    /// The first of the source ports that stand for a client's own where its address stays. Those below, three quarters of
+    /// The first of the source ports that stand for a client's own where its address stays. Those below, seven eighths of
     /// all, go with this node's address. Both are apart since every node gives out ports, and what one has
     /// given to its own address another may have to move.
     #[inline(always)]
     pub const fn first_moved_port(&self) -> u16 {
-        self.snat_last - (self.snat_last - self.snat_first) / 4
+        self.snat_last - (self.snat_last - self.snat_first) / 8
     }
 }
 

@@ -15,7 +15,7 @@ use crate::tables::Tables;
 const PORT_TRIES: u32 = 64;
 /// As many of them in turn, for protocols with a handshake: a half-open flow that is met is the oldest one then.
 const PORTS_IN_TURN: u32 = 16;
-/// As many of them for UDP before a flow that went one way only has to give way.
+/// As many of them for UDP before a flow that went one way only has to give way, and where the client keeps its address.
 const PORTS_AT_RANDOM: u32 = 16;
 /// How often another core may take the port first.
 const TRIES: u32 = 4;
@@ -248,14 +248,19 @@ pub struct SourcePort {
 /// A flow that is over gives its port up. So does one whose client has not answered yet: where there is a handshake at its
 /// turn, when it has had the time in which all other ports were given out; else, since a UDP flow may go one way for
 /// good, where no free one was found.
+///
+/// Where the client keeps its address, its own port is left to it when the others are taken: one client may have more
+/// connections to a backend than there are ports to give out.
 #[inline(always)]
 pub fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot) -> SourcePort {
     let (first, next) = port_range(tables, headers, backend);
     let range = next.wrapping_sub(first) as u32;
     let kept = backend.flags & PORT_KEPT != 0;
+    let masqueraded = is_masqueraded(backend);
+    let tries = if masqueraded { PORT_TRIES } else { PORTS_AT_RANDOM };
     let mut half_open = 0;
     let mut attempt = 0;
-    while attempt < PORT_TRIES {
+    while attempt < tries {
         let port = if attempt == 0 && kept {
             headers.sport
         } else {
@@ -272,8 +277,16 @@ pub fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSl
         }
         attempt += 1;
         let enough = if headers.protocol == UDP { attempt >= PORTS_AT_RANDOM } else { attempt <= PORTS_IN_TURN };
-        if enough && half_open != 0 {
+        if enough && masqueraded && half_open != 0 {
             break;
+        }
+    }
+    if !masqueraded {
+        let key = reverse_key(headers, backend, headers.sport);
+        match tables.flows().vacancy(&key, tables.now()) {
+            Vacancy::Free => return SourcePort { port: headers.sport, in_use: false },
+            Vacancy::Over => return SourcePort { port: headers.sport, in_use: true },
+            Vacancy::HalfOpen | Vacancy::Living => (),
         }
     }
     SourcePort { port: half_open, in_use: true }

@@ -5,7 +5,7 @@ use rstest::rstest;
 use svc_common::Reason;
 use svc_common::map::{CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL};
 use svc_dataplane::check::Ends;
-use svc_dataplane::packet::{Extension, Packet, SCTP, TCP, UDP};
+use svc_dataplane::packet::{ACK, Extension, Packet, SCTP, TCP, UDP};
 use svc_dataplane::tables::Kind::{self, ClusterIp, ExternalIp, LoadBalancer, NodePort};
 use svc_dataplane::tables::Tables;
 use svc_dataplane::{Hook, Verdict, net};
@@ -327,5 +327,28 @@ fn a_privileged_source_port_stays(
     on(&[service], |node| {
         let seen = open(node, hook, &request);
         assert_eq!((seen.src, seen.sport), (client, 800));
+    });
+}
+
+#[test]
+fn twenty_thousand_connections_to_one_backend_elsewhere_live_side_by_side() {
+    let (service, request) = service(NodePort, V4, TCP, &[(V4.remote(), false)], V4.client());
+    let mut tables = Tables::with(&[service]);
+    tables.config.flow_sets = 1 << 15;
+    kernel::with(&tables, |node| {
+        let flows: Vec<(Packet, Packet)> = (30_000..50_000)
+            .map(|sport| {
+                let request = Packet { sport, ..request.clone() };
+                let reply = answer(&request, open(node, Hook::Ingress, &request));
+                node.run(Hook::Ingress, &reply.frame());
+                node.run(Hook::Ingress, &request.clone().flags(ACK).frame());
+                (request, reply)
+            })
+            .collect();
+        for (request, reply) in flows {
+            let outcome = node.run(Hook::Ingress, &reply.frame());
+            assert!(outcome.moved_only(REPLY), "{request:?}: {:?}", outcome.moved);
+            assert_eq!(ends(&outcome).dport, request.sport);
+        }
     });
 }

@@ -289,7 +289,7 @@ fn without_a_free_source_port_newcomers_are_dropped(#[values(V4, V6)] family: Fa
     let (service, request) = service(ClusterIp, family, UDP, &[(family.remote(), false)], family.client());
     let mut tables = Tables::with(&[service]);
     // Three of them go with the node's address.
-    (tables.config.snat_first, tables.config.snat_last) = (20_000, 20_004);
+    (tables.config.snat_first, tables.config.snat_last) = (20_000, 20_003);
     kernel::with(&tables, |node| {
         let mut ports = std::collections::BTreeSet::new();
         for sport in 40_000..40_003 {
@@ -311,7 +311,7 @@ fn without_a_free_source_port_newcomers_are_dropped(#[values(V4, V6)] family: Fa
 fn no_flow_takes_a_port_at_which_a_socket_of_the_node_has_the_backends_packets(#[values(V4, V6)] family: Family) {
     let (service, request) = service(ClusterIp, family, UDP, &[(family.remote(), false)], family.client());
     let mut tables = Tables::with(&[service]);
-    (tables.config.snat_first, tables.config.snat_last) = (20_000, 20_004);
+    (tables.config.snat_first, tables.config.snat_last) = (20_000, 20_003);
     kernel::with(&tables, |node| {
         let sockets = [20_000, 20_001, 20_002].map(|port| {
             let socket = UdpSocket::bind((family.node(), port)).unwrap();

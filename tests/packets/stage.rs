@@ -78,9 +78,9 @@ impl Client {
 }
 
 /// The parts of the source ports 1024 to 29999 (docs/architecture.md).
-pub(crate) const MASQUERADED: Range<u16> = 1024..22_756;
-pub(crate) const FROM_NETWORK: Range<u16> = 22_756..26_377;
-pub(crate) const FROM_HERE: Range<u16> = 26_377..29_999;
+pub(crate) const MASQUERADED: Range<u16> = 1024..26_378;
+pub(crate) const FROM_NETWORK: Range<u16> = 26_378..28_188;
+pub(crate) const FROM_HERE: Range<u16> = 28_188..29_999;
 
 /// What a client sends to, and the address that the agent writes for it.
 pub(crate) fn frontend(kind: Kind, family: Family) -> (IpAddr, IpAddr, u16) {

@@ -297,7 +297,7 @@ fn a_source_port_is_none_that_a_socket_has() {
 }
 
 /// How many source ports [`World`] has for masqueraded flows.
-const PORTS: u32 = 11_250;
+const PORTS: u32 = 13_125;
 
 /// The `n`th client, each of which asks once.
 fn client(n: u32) -> (String, u16) {
@@ -376,6 +376,27 @@ fn nine_tenths_of_the_ports_can_be_in_use() {
     node_port(&mut world, &[(REMOTE, false)], 0);
     let ports: std::collections::BTreeSet<_> = (0..PORTS * 9 / 10).map(|n| establish(&world, n)).collect();
     assert_eq!(ports.len() as u32, PORTS * 9 / 10);
+}
+
+#[test]
+fn one_client_may_have_more_connections_to_a_backend_here_than_there_are_ports_to_give_out() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    let mut ports = std::collections::BTreeSet::new();
+    for sport in 30_000..40_000 {
+        let send = |flags: u8| {
+            let mut frame = Frame::tcp(CLIENT, sport, NODE, 30080, flags);
+            assert_eq!(world.ingress(&mut frame), Ok(Next::Stack), "{sport}");
+            frame.endpoints().1
+        };
+        let port = send(TCP_SYN);
+        let mut reply = Frame::tcp(LOCAL, 9376, CLIENT, port, TCP_SYN | TCP_ACK);
+        assert_eq!(world.egress(&mut reply), Ok(Next::Stack));
+        assert_eq!(reply.endpoints(), (NODE.into(), 30080, CLIENT.into(), sport));
+        assert_eq!(send(TCP_ACK), port);
+        assert!(ports.insert(port), "{port} twice");
+    }
+    assert!((800..2000).contains(&ports.range(..30_000).count()), "first those to give out");
 }
 
 #[test]
