@@ -66,7 +66,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/svc")]
     bpffs: PathBuf,
 
-    /// An interface to the network [default: those that carry the node's addresses].
+    /// An interface to the network [default: network cards, those with a default route, VXLAN and GENEVE tunnels].
     #[arg(long = "uplink", value_name = "IFACE")]
     uplinks: Vec<String>,
 
