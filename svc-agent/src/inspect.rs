@@ -16,7 +16,7 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason};
 
-use crate::attach::SOCKET_HOOKS;
+use crate::attach::{BIND_HOOKS, SOCKET_HOOKS};
 use crate::dataplane::State;
 use crate::dataplane::dump::address_and_port;
 use crate::filters::{self, Filters};
@@ -301,7 +301,7 @@ impl Pins {
 }
 
 fn link_kind(name: &str) -> &'static str {
-    if SOCKET_HOOKS.contains(&name) {
+    if SOCKET_HOOKS.contains(&name) || BIND_HOOKS.contains(&name) {
         "cgroup"
     } else if name.starts_with("xdp-") {
         "xdp"
