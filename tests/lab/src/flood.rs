@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
+use svc_common::checksum;
 
 use crate::topology::Lab;
 
 /// It ends by itself after this time.
 const LONGEST: Duration = Duration::from_secs(30);
-const IPPROTO_RAW: i32 = 255;
 
 pub struct Flood {
     stop: Arc<AtomicBool>,
@@ -25,7 +25,7 @@ impl Flood {
     /// # Errors
     /// Where a raw socket cannot be had there.
     pub fn start(lab: &Lab, host: &str, target: SocketAddrV4, rate: u32) -> Result<Self> {
-        let open = || Ok(Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))?);
+        let open = || Ok(Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?);
         let socket = lab.namespace(host)?.inside(open).context("cannot open a raw socket")?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -65,11 +65,8 @@ fn syn(n: u32, target: SocketAddrV4) -> [u8; 40] {
     packet[22..24].copy_from_slice(&target.port().to_be_bytes());
     packet[24..28].copy_from_slice(&n.to_be_bytes());
     packet[32..36].copy_from_slice(&[0x50, 2, 0xff, 0xff]);
-    let words = |bytes: &[u8]| bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>();
-    let mut sum = words(&packet[12..]) + 6 + 20;
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    packet[36..38].copy_from_slice(&(!sum as u16).to_be_bytes());
+    // The addresses and the segment, and of the pseudo header protocol and length.
+    let sum = checksum::sum(&packet[12..]) + checksum::sum(&[0, 6, 0, 20]);
+    packet[36..38].copy_from_slice(&(!checksum::fold(sum)).to_ne_bytes());
     packet
 }

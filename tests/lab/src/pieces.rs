@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
+use svc_common::checksum;
 
 use crate::topology::{self, Lab};
 
-const IPPROTO_RAW: i32 = 255;
 const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
 /// Of the transport bytes, all pieces but the last: a multiple of 8, as offsets count.
@@ -23,7 +23,7 @@ pub fn exchange(lab: &Lab, host: &str, target: SocketAddr, payload: &[u8], order
     lab.namespace(host)?.inside(|| {
         let socket = UdpSocket::bind(SocketAddr::new(own, 0))?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        let raw = Socket::new(Domain::for_address(target), Type::RAW, Some(Protocol::from(IPPROTO_RAW)))?;
+        let raw = Socket::new(Domain::for_address(target), Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
         let from = socket.local_addr()?;
         let datagram = datagram(from, target, payload);
         let pieces: Vec<&[u8]> = datagram.chunks(PIECE).collect();
@@ -53,19 +53,11 @@ fn datagram(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let header = [from.port().to_be_bytes(), to.port().to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
     let mut datagram = [&header[..], payload].concat();
     let pseudo = [octets(from.ip()), octets(to.ip()), vec![0, UDP], length.to_be_bytes().to_vec()].concat();
-    let words = |bytes: &[u8]| -> u64 {
-        let word = |pair: &[u8]| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0));
-        bytes.chunks(2).map(word).sum()
-    };
-    let mut sum = words(&pseudo) + words(&datagram);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let checksum = match !sum as u16 {
+    let checksum = match !checksum::fold(checksum::sum(&pseudo) + checksum::sum(&datagram)) {
         0 => 0xffff,
         checksum => checksum,
     };
-    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+    datagram[6..8].copy_from_slice(&checksum.to_ne_bytes());
     datagram
 }
 
