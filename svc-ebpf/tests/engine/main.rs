@@ -370,6 +370,28 @@ fn a_flood_takes_neither_a_living_flow_nor_the_youngest_half_open_one() {
     }
 }
 
+/// The turns are counted for all backends together.
+#[test]
+fn a_half_open_flow_keeps_its_port_while_its_backend_has_others() {
+    let mut world = World::default();
+    let backends: Vec<_> = (1..=20).map(|n| format!("10.244.2.{n}")).collect();
+    let backends: Vec<_> = backends.iter().map(|address| (&address[..], false)).collect();
+    node_port(&mut world, &backends, 0);
+    let connected = |n: u32| {
+        let (addr, port) = client(n);
+        let mut frame = Frame::tcp(&addr, port, NODE, 30080, TCP_SYN);
+        assert_eq!(world.ingress(&mut frame), Ok(Next::Send));
+        frame.endpoints()
+    };
+    let opened: Vec<_> = (0..100).map(connected).collect();
+    for n in 1000..1000 + 2 * PORTS {
+        connect(&world, n);
+    }
+    for (n, to) in (0..).zip(opened) {
+        assert_eq!(connected(n), to, "{n}");
+    }
+}
+
 #[test]
 fn nine_tenths_of_the_ports_can_be_in_use() {
     let mut world = World::default();
