@@ -17,24 +17,32 @@ use aya::{Ebpf, EbpfLoader};
 use svc_agent::dataplane::aya::OBJECT;
 use svc_agent::sys::{self, Plain};
 use svc_common::map::{
-    AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Counter, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, SourceRangeKey,
+    AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, CidrKey, Counter, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, SourceRangeKey, local_set,
 };
 use svc_common::{Addr, Reason};
 use svc_dataplane::tables::Tables;
 use svc_dataplane::{Hook, Outcome, Verdict, check, net};
 
-use crate::test_run::{self, Context};
+use crate::test_run::{self, Context, Ran};
 
 pub struct Kernel {
     ebpf: Ebpf,
     namespace: fs::File,
-    flow_sets: u32,
+    sizes: Sizes,
     counted: BTreeMap<&'static str, u64>,
 }
 
-/// As many flow sets as a test may ask for.
-const FLOW_SETS: u32 = 1 << 15;
+/// Entries that the maps have room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub flow_sets: u32,
+    pub services: u32,
+    pub backends: u32,
+}
+
+/// As much as a test may ask for.
+const SIZES: Sizes = Sizes { flow_sets: 1 << 15, services: 500, backends: 4096 };
 
 static KERNEL: Mutex<Option<Kernel>> = Mutex::new(None);
 
@@ -61,8 +69,24 @@ unsafe impl Plain for Piece {}
 /// # Panics
 /// Where `test` does, or where the kernel refuses something.
 pub fn with<T: Send>(tables: &Tables, test: impl FnOnce(&mut Kernel) -> T + Send) -> T {
-    // A thread of its own: a caller's network namespace stays what it was.
-    let result = thread::scope(|scope| scope.spawn(|| inside(tables, test)).join());
+    aside(|| inside(tables, test))
+}
+
+/// As [`with`], on a node of its own, with maps of these sizes.
+///
+/// # Panics
+/// As [`with`].
+pub fn with_sizes<T: Send>(sizes: Sizes, tables: &Tables, test: impl FnOnce(&mut Kernel) -> T + Send) -> T {
+    aside(|| {
+        let mut kernel = Kernel::new(sizes);
+        kernel.set_tables(tables);
+        test(&mut kernel)
+    })
+}
+
+/// On a thread of its own: a caller's network namespace stays what it was.
+fn aside<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    let result = thread::scope(|scope| scope.spawn(run).join());
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
@@ -74,7 +98,7 @@ fn inside<T>(tables: &Tables, test: impl FnOnce(&mut Kernel) -> T) -> T {
             kernel.enter();
             kernel
         }
-        None => guard.insert(Kernel::new()),
+        None => guard.insert(Kernel::new(SIZES)),
     };
     kernel.forget();
     kernel.set_tables(tables);
@@ -83,14 +107,15 @@ fn inside<T>(tables: &Tables, test: impl FnOnce(&mut Kernel) -> T) -> T {
 
 impl Kernel {
     /// Of the calling thread, which is in the node's network namespace from here on.
-    fn new() -> Self {
+    fn new(sizes: Sizes) -> Self {
         // SAFETY: flags only; the thread is a test's own.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "a new network namespace needs root");
         let namespace = fs::File::open("/proc/thread-self/ns/net").unwrap();
         interfaces();
         let mut loader = EbpfLoader::new();
-        loader.btf(None).map_max_entries("FLOWS", FLOW_SETS).map_max_entries("BACKENDS", 4096);
-        loader.map_max_entries("BACKEND_SETS", 1024).map_max_entries("SOCKETS", 1024);
+        loader.btf(None).map_max_entries("FLOWS", sizes.flow_sets).map_max_entries("BACKENDS", sizes.backends);
+        loader.map_max_entries("BACKEND_SETS", local_set(sizes.services) + 1).map_max_entries("SOCKETS", 1024);
+        loader.map_max_entries("FRONTENDS", 2 * sizes.services).map_max_entries("ADDRESSES", 2 * sizes.services);
         let mut ebpf = loader.load(OBJECT).unwrap();
         for hook in Hook::ALL {
             match ebpf.program_mut(hook.program()).unwrap() {
@@ -99,7 +124,7 @@ impl Kernel {
                 other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
             }
         }
-        Kernel { ebpf, namespace, flow_sets: 0, counted: BTreeMap::new() }
+        Kernel { ebpf, namespace, sizes, counted: BTreeMap::new() }
     }
 
     fn enter(&self) {
@@ -136,23 +161,22 @@ impl Kernel {
 
     /// Other Services; flows stay.
     pub fn set_tables(&mut self, tables: &Tables) {
-        assert!(tables.config.flow_sets <= FLOW_SETS);
-        self.flow_sets = tables.config.flow_sets;
-        let pairs = |map: &BTreeMap<u32, Backend>| map.iter().map(|(id, backend)| (*id, *backend)).collect::<Vec<_>>();
-        for (id, backend) in pairs(&tables.backends) {
-            sys::update(self.map("BACKENDS"), &id, &backend).unwrap();
+        assert!(tables.config.flow_sets <= self.sizes.flow_sets);
+        for (id, backend) in &tables.backends {
+            sys::update(self.map("BACKENDS"), id, backend).unwrap();
         }
-        let sets: Vec<_> = tables
-            .sets
-            .iter()
-            .map(|(id, slots)| {
+        let sets: Vec<_> = tables.sets.iter().collect();
+        // A descriptor for each, until it is in the map.
+        for sets in sets.chunks(256) {
+            let create = |(id, slots): &(&u32, &Vec<BackendSlot>)| {
                 let header = BackendSlot::header(slots.len() as u32);
                 let slots: Vec<_> = [header].into_iter().chain(slots.iter().copied()).collect();
-                (*id, sys::create_inner_array(&slots).unwrap())
-            })
-            .collect();
-        let (ids, descriptors): (Vec<_>, Vec<_>) = sets.iter().map(|(id, set)| (*id, set.as_raw_fd() as u32)).unzip();
-        sys::update_batch(self.map("BACKEND_SETS"), &ids, &descriptors).unwrap();
+                (**id, sys::create_inner_array(&slots).unwrap())
+            };
+            let (ids, created): (Vec<_>, Vec<_>) = sets.iter().map(create).unzip();
+            let descriptors: Vec<_> = created.iter().map(|set| set.as_raw_fd() as u32).collect();
+            sys::update_batch(self.map("BACKEND_SETS"), &ids, &descriptors).unwrap();
+        }
         let addresses: Vec<(Addr, AddressFlags)> = tables.addresses.iter().map(|(key, value)| (*key, *value)).collect();
         self.replace("ADDRESSES", &addresses);
         let frontends: Vec<(FrontendKey, Frontend)> =
@@ -168,9 +192,11 @@ impl Kernel {
     }
 
     /// All flows, what clients are known by, and pieces of datagrams.
-    fn forget(&mut self) {
-        let indices: Vec<u32> = (0..FLOW_SETS).collect();
-        sys::update_batch(self.map("FLOWS"), &indices, &vec![FlowSet([0; 32]); indices.len()]).unwrap();
+    pub fn forget(&mut self) {
+        let indices: Vec<u32> = (0..self.sizes.flow_sets).collect();
+        for indices in indices.chunks(1 << 13) {
+            sys::update_batch(self.map("FLOWS"), indices, &vec![FlowSet([0; 32]); indices.len()]).unwrap();
+        }
         self.replace::<AffinityKey, Affinity>("AFFINITY", &[]);
         self.replace::<FragmentKey, FragmentPorts>("FRAGMENTS", &[]);
         self.replace::<PieceKey, Piece>("PIECES_KEPT", &[]);
@@ -193,15 +219,15 @@ impl Kernel {
 
     /// As [`Kernel::run`], of a packet that stands for `segments` of `size` bytes of payload each (GSO).
     pub fn run_segments(&mut self, hook: Hook, frame: &[u8], segments: u32, segment_size: u32) -> Outcome {
-        let (verdict, frame) = self.pass(hook, frame, Context { segments, segment_size, ..Context::default() });
+        let ran = self.pass(hook, frame, Context { segments, segment_size, ..Context::default() });
         // linux/bpf.h: TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT; XDP_PASS, XDP_TX.
-        let verdict = match (hook == Hook::Xdp, verdict) {
+        let verdict = match (hook == Hook::Xdp, ran.verdict) {
             (false, u32::MAX) | (true, 2) => Verdict::Next,
             (false, 2) => Verdict::Drop,
             (false, 7) | (true, 3) => Verdict::Redirect,
             other => panic!("{hook:?}: the verdict {other:?}"),
         };
-        Outcome { verdict, frame, moved: self.moved() }
+        Outcome { verdict, frame: ran.packet, moved: self.moved() }
     }
 
     /// A frame that stays as it is, over and over on one CPU; how far each counter moved.
@@ -212,23 +238,28 @@ impl Kernel {
         self.moved()
     }
 
-    fn pass(&self, hook: Hook, frame: &[u8], context: Context) -> (u32, Vec<u8>) {
+    fn pass(&self, hook: Hook, frame: &[u8], context: Context) -> Ran {
         let interface = match hook {
             Hook::Xdp | Hook::Ingress | Hook::Egress => net::UPLINK,
             Hook::PodIngress | Hook::PodEgress => net::POD,
         };
-        let program = match self.ebpf.program(hook.program()).unwrap() {
-            Program::Xdp(program) => program.fd().unwrap().as_fd(),
-            Program::SchedClassifier(program) => program.fd().unwrap().as_fd(),
-            other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
-        };
         let context = Context { xdp: hook == Hook::Xdp, interface, ..context };
-        test_run::run(program, context, frame)
+        test_run::run(self.program(hook), context, frame)
             .unwrap_or_else(|error| panic!("{hook:?}, {} bytes: {error}", frame.len()))
     }
 
-    /// Since it was last asked for.
-    fn moved(&mut self) -> BTreeMap<&'static str, u64> {
+    /// # Panics
+    /// Never: all are loaded.
+    pub fn program(&self, hook: Hook) -> BorrowedFd<'_> {
+        match self.ebpf.program(hook.program()).unwrap() {
+            Program::Xdp(program) => program.fd().unwrap().as_fd(),
+            Program::SchedClassifier(program) => program.fd().unwrap().as_fd(),
+            other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
+        }
+    }
+
+    /// How far each counter has moved since it was last asked for.
+    pub fn moved(&mut self) -> BTreeMap<&'static str, u64> {
         let now = self.counters();
         let moved = now.iter().map(|(label, count)| (*label, count - self.counted[label]));
         let moved = moved.filter(|(_, count)| *count > 0).collect();

@@ -26,11 +26,18 @@ pub struct Context {
     pub repeat: u32,
 }
 
-/// The verdict, and the packet as it is afterwards.
-///
+/// What came of it.
+pub struct Ran {
+    pub verdict: u32,
+    /// The packet as it is afterwards.
+    pub packet: Vec<u8>,
+    /// For each time, on average.
+    pub nanoseconds: u32,
+}
+
 /// # Errors
 /// What the kernel says.
-pub fn run(program: BorrowedFd<'_>, context: Context, packet: &[u8]) -> io::Result<(u32, Vec<u8>)> {
+pub fn run(program: BorrowedFd<'_>, context: Context, packet: &[u8]) -> io::Result<Ran> {
     /// The part of union bpf_attr that is BPF_PROG_TEST_RUN's.
     #[repr(C)]
     struct Attr {
@@ -86,5 +93,5 @@ pub fn run(program: BorrowedFd<'_>, context: Context, packet: &[u8]) -> io::Resu
     };
     bpf(PROG_TEST_RUN, &mut attr)?;
     output.truncate(attr.size_out as usize);
-    Ok((attr.verdict, output))
+    Ok(Ran { verdict: attr.verdict, packet: output, nanoseconds: attr.duration })
 }

@@ -73,7 +73,8 @@ impl Bench {
             // SAFETY: a name that ends in zero.
             let interface = unsafe { libc::if_nametoindex(c"eth0".as_ptr()) };
             let context = Context { xdp: hook == Hook::Xdp, interface, ..Context::default() };
-            Ok(test_run::run(self.programs[name].as_fd(), context, packet)?)
+            let ran = test_run::run(self.programs[name].as_fd(), context, packet)?;
+            Ok((ran.verdict, ran.packet))
         });
         inside.unwrap_or_else(|error| panic!("{hook:?}, {} bytes: {error:#}", packet.len()))
     }

@@ -1,4 +1,5 @@
 //! `cargo xtask`: everything that is done with this repository, a file a subcommand.
+mod bench;
 mod build;
 mod host;
 mod lint;
@@ -29,6 +30,7 @@ enum Task {
     Run(run::Options),
     Test(test::Options),
     Parity(parity::Options),
+    Bench(bench::Options),
     Vm(vm::Options),
     Lint(lint::Options),
 }
@@ -50,6 +52,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Run(options) => run::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Parity(options) => parity::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Lint(options) => lint::run(&options),
     }

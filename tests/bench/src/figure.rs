@@ -1,0 +1,84 @@
+//! What was measured: samples of each contestant, taken in turn, so that what disturbs the machine disturbs all.
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Figure {
+    pub(crate) row: String,
+    pub(crate) case: String,
+    pub(crate) unit: String,
+    /// Of each contestant.
+    pub(crate) samples: BTreeMap<String, Vec<f64>>,
+    pub(crate) ratios: Vec<Ratio>,
+}
+
+/// Two contestants, the first one's figure divided by the second's.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Ratio {
+    pub(crate) of: String,
+    pub(crate) to: String,
+}
+
+/// The middle, and the quarters on both sides of it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Spread {
+    pub(crate) low: f64,
+    pub(crate) median: f64,
+    pub(crate) high: f64,
+}
+
+impl Spread {
+    /// # Panics
+    /// Where there are no samples.
+    pub(crate) fn of(samples: &[f64]) -> Self {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let at = |part: usize| sorted[(sorted.len() - 1) * part / 4];
+        Spread { low: at(1), median: at(2), high: at(3) }
+    }
+}
+
+impl Figure {
+    pub(crate) fn new(row: &str, case: String, unit: &str) -> Self {
+        Figure { row: row.to_owned(), case, unit: unit.to_owned(), samples: BTreeMap::new(), ratios: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, contestant: &str, sample: f64) {
+        self.samples.entry(contestant.to_owned()).or_default().push(sample);
+    }
+
+    #[must_use]
+    pub(crate) fn ratio(mut self, of: &str, to: &str) -> Self {
+        self.ratios.push(Ratio { of: of.to_owned(), to: to.to_owned() });
+        self
+    }
+
+    /// Of the ratios of samples that were taken one after the other.
+    pub(crate) fn spread(&self, ratio: &Ratio) -> Option<Spread> {
+        let (of, to) = (self.samples.get(&ratio.of)?, self.samples.get(&ratio.to)?);
+        let ratios: Vec<f64> = of.iter().zip(to).map(|(of, to)| of / to).collect();
+        (!ratios.is_empty()).then(|| Spread::of(&ratios))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Figure, Spread};
+
+    #[test]
+    fn the_median_is_the_middle_sample() {
+        assert_eq!(Spread::of(&[5., 1., 3., 2., 4.]), Spread { low: 2., median: 3., high: 4. });
+        assert_eq!(Spread::of(&[7.]), Spread { low: 7., median: 7., high: 7. });
+    }
+
+    #[test]
+    fn a_ratio_is_of_samples_of_one_round() {
+        let mut figure = Figure::new("R0", "case".to_owned(), "ns").ratio("ours", "floor");
+        for (ours, floor) in [(2., 1.), (8., 4.), (3., 1.)] {
+            figure.add("ours", ours);
+            figure.add("floor", floor);
+        }
+        assert_eq!(figure.spread(&figure.ratios[0]).map(|spread| spread.median), Some(2.));
+    }
+}

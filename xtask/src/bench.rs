@@ -1,0 +1,41 @@
+//! What svc costs, as ratios within one run.
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::step::{cargo, root, shown};
+use crate::{host, setup};
+
+/// Measure what svc costs, beside the floor; docs/benchmarks.md says how.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Fewer rounds, and not the largest sizes: a few minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Only rows whose name begins with one of these.
+    #[arg(long, value_name = "ROW")]
+    only: Vec<String>,
+    /// The raw figures of an earlier run, to compare with.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    host::require_lab()?;
+    setup::ensure()?;
+    setup::ensure_lab_tools()?;
+    shown(cargo().args(["build", "--release", "--package", "svc-bench"]))?;
+
+    let mut bench = Command::new(root().join("target/release/svc-bench"));
+    bench.current_dir(root()).args(options.quick.then_some("--quick"));
+    for row in &options.only {
+        bench.args(["--only", row]);
+    }
+    if let Some(file) = &options.compare {
+        bench.arg("--compare").arg(std::path::absolute(file)?);
+    }
+    // In place of this process, so that Ctrl-C and the exit status are the benchmark's.
+    Err(bench.exec()).context("cannot start svc-bench")
+}
