@@ -86,7 +86,7 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) -> Result<(), Reason> {
     let frontend = lookup(tables, headers.dst, headers.dport, headers.protocol, false)?;
-    let client = Client { addr: headers.src, scope: scope(tables, headers), is_known: true };
+    let client = Client { addr: headers.src, scope: scope(headers), is_known: true };
     choose(tables, &frontend, &client, backend)?;
     if !headers.may_open() {
         return Err(Reason::NotService);
@@ -130,14 +130,10 @@ pub fn is_shadowed<T: Tables>(tables: &T, headers: &Headers) -> bool {
     tables.flows().count(&Key::new(dst, src, dport, sport, protocol)) != 0
 }
 
-/// A pod's traffic is the cluster's own wherever it comes in, and so is this node's.
+/// A pod of another node is external to this one: a backend elsewhere would answer it directly, or not at all.
 #[inline(always)]
-fn scope<T: Tables>(tables: &T, headers: &Headers) -> Scope {
-    if headers.from != From::Network || tables.cidr(headers.src) & CIDR_PODS != 0 {
-        Scope::Internal
-    } else {
-        Scope::External
-    }
+fn scope(headers: &Headers) -> Scope {
+    if headers.from == From::Network { Scope::External } else { Scope::Internal }
 }
 
 /// Whether the backend sees an address of this node: where its replies would not come back here by themselves, where

@@ -12,10 +12,9 @@ use crate::tables::{BackendSet, Tables};
 /// Where the client is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
-    /// This node or a pod. A pod or node that asks for an external address is short-cut to all backends, as kube-proxy
-    /// does it.
+    /// This node or a pod of it. Where that asks for an external address it is short-cut to all backends, as kube-proxy does it.
     Internal,
-    /// The network.
+    /// The network, other nodes' pods among it.
     External,
 }
 

@@ -197,6 +197,16 @@ fn external_clients_of_a_local_service_are_dropped_where_no_backend_is_here(
 }
 
 #[rstest]
+fn a_pod_of_another_node_is_an_external_client_of_a_local_service(#[values(V4, V6)] family: Family) {
+    let (service, request) = service(NodePort, family, TCP, &[(family.remote(), false)], family.narrow());
+    let service = Service { external_local: true, ..service };
+    on(&[service], |node| {
+        let frame = request.frame();
+        assert_untouched(&node.run(Hook::Ingress, &frame), &frame, Verdict::Drop, Reason::NoLocalBackend);
+    });
+}
+
+#[rstest]
 fn internal_clients_of_an_externally_local_service_get_all_backends(
     #[values(V4, V6)] family: Family,
     #[values(NodePort, ExternalIp, LoadBalancer)] kind: Kind,

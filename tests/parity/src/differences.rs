@@ -1,4 +1,6 @@
 //! The differences that are accepted. Each stands in docs/parity.md, with its reason.
+use std::collections::BTreeSet;
+
 use svc_lab::kube_proxy::Mode;
 
 use crate::probe::To;
@@ -31,10 +33,21 @@ pub const ALL: &[Difference] = &[
         what: "externalTrafficPolicy Local, a pod of another node",
         modes: BOTH,
         accepts: |row| {
+            let To::NodePort(node) = row.probe.to else { return false };
             !row.probe.is_from_outside()
-                && matches!(row.probe.to, To::NodePort(_) | To::LoadBalancer(_) | To::ExternalIp)
                 && row.kube_proxy.failed.contains("timeout")
                 && row.svc.failed.is_empty()
+                && row.svc.is_answered_by_pods_of(node)
+                && row.svc.answered.values().all(shows_only_the_client)
+        },
+    },
+    Difference {
+        what: "externalTrafficPolicy Local, a pod that is sent to itself by another node",
+        modes: &[Mode::Iptables],
+        accepts: |row| {
+            matches!(row.probe.to, To::NodePort(_))
+                && row.svc.is_silence()
+                && row.kube_proxy.answered.keys().eq([row.probe.from])
         },
     },
     Difference {
@@ -58,9 +71,16 @@ pub const ALL: &[Difference] = &[
     Difference {
         what: "an address that the backend sees",
         modes: BOTH,
-        accepts: |row| row.svc.same_outcome(row.kube_proxy) && row.svc.shows_clients(),
+        accepts: |row| {
+            let mut pairs = row.svc.answered.values().zip(row.kube_proxy.answered.values());
+            row.svc.same_outcome(row.kube_proxy) && pairs.all(|(svc, other)| svc == other || shows_only_the_client(svc))
+        },
     },
 ];
+
+fn shows_only_the_client(sources: &BTreeSet<String>) -> bool {
+    sources.iter().eq(["client"])
+}
 
 #[cfg(test)]
 mod tests {

@@ -49,9 +49,10 @@ impl Verdict {
         self.answered.is_empty() && self.failed.iter().eq([failure])
     }
 
-    /// Some backend saw the client itself.
-    pub fn shows_clients(&self) -> bool {
-        self.answered.values().any(|sources| sources.contains("client"))
+    /// Some backend answered, and none that is elsewhere.
+    pub fn is_answered_by_pods_of(&self, node: &str) -> bool {
+        let is_there = |name: &String| BACKENDS.iter().any(|pod| pod.name == name && pod.node().name == node);
+        !self.answered.is_empty() && self.answered.keys().all(is_there)
     }
 }
 
