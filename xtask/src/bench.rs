@@ -26,7 +26,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     host::require_lab()?;
     setup::ensure()?;
     setup::ensure_lab_tools()?;
-    shown(cargo().args(["build", "--release", "--package", "svc-bench"]))?;
+    shown(cargo().args([
+        "build",
+        "--release",
+        "--package",
+        "svc-agent",
+        "--package",
+        "svc-lab",
+        "--package",
+        "svc-bench",
+    ]))?;
 
     let mut bench = Command::new(root().join("target/release/svc-bench"));
     bench.current_dir(root()).args(options.quick.then_some("--quick"));

@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: what svc costs, beside the floor, as ratios within one run.
+mod chaos;
 mod figure;
 mod packets;
 mod report;
+mod scale;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +19,7 @@ struct Options {
     /// Fewer rounds, and not the largest sizes: a few minutes.
     #[arg(long)]
     quick: bool,
-    /// Only rows whose name begins with one of these: R1, R2, ...
+    /// Only rows whose name begins with one of these: R1, E1, ...
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
     /// Where the raw figures go.
@@ -36,9 +38,11 @@ struct Effort {
 
 /// Measures, and hands over each figure as soon as it is there.
 type Row = fn(Effort, &mut dyn FnMut(Figure)) -> Result<()>;
-const ROWS: [(&str, &str, Row); 2] = [
+const ROWS: [(&str, &str, Row); 4] = [
     ("R1", "a NodePort's packet of a known flow, by the program alone", packets::hits),
     ("R2", "a NodePort's packet of a new flow, by the program alone", packets::opens),
+    ("E1", "many Services: start, one endpoint change, restart, memory, beside kube-proxy (nftables)", scale::rows),
+    ("E2", "bad days under steady requests: what failed", chaos::rows),
 ];
 
 fn main() -> ExitCode {

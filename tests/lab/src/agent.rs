@@ -76,10 +76,8 @@ impl Agent {
         Ok(())
     }
 
-    pub fn resident_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     pub fn log_tail(&self) -> String {

@@ -98,6 +98,16 @@ pub struct Outcome {
     pub status: Option<u16>,
     pub error: Option<String>,
     pub ms: f64,
+    /// When it was known, in microseconds of CLOCK_MONOTONIC.
+    pub at_us: u64,
+}
+
+/// Microseconds of CLOCK_MONOTONIC, which all processes of a machine have in common.
+pub fn monotonic_us() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it is written to.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.cast_unsigned() * 1_000_000 + now.tv_nsec.cast_unsigned() / 1000
 }
 
 pub(crate) struct Answer {
@@ -167,11 +177,12 @@ async fn work(target: Target, options: Options, plan: Arc<Plan>) {
 
 fn report(start: Instant, result: Result<Answer>) {
     let ms = start.elapsed().as_secs_f64() * 1000.0;
+    let at_us = monotonic_us();
     let outcome = match result {
         Ok(Answer { backend, peer, status }) => {
-            Outcome { backend: Some(backend), peer: Some(peer), status, error: None, ms }
+            Outcome { backend: Some(backend), peer: Some(peer), status, error: None, ms, at_us }
         }
-        Err(error) => Outcome { backend: None, peer: None, status: None, error: Some(format!("{error:#}")), ms },
+        Err(error) => Outcome { backend: None, peer: None, status: None, error: Some(format!("{error:#}")), ms, at_us },
     };
     if let Ok(line) = serde_json::to_string(&outcome) {
         // Who reads may have gone; then there is no one to tell.

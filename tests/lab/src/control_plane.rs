@@ -10,7 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
+use futures::{StreamExt, TryStreamExt};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -26,6 +29,8 @@ const ADDRESS: std::net::Ipv4Addr = lan_v4(0x02);
 pub const OTHER_ADDRESS: std::net::Ipv4Addr = lan_v4(0x03);
 const PORT: u16 = 6443;
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Requests under way of those that may be.
+const AT_ONCE: usize = 16;
 /// Of the agents, where they have a token, and its namespace.
 const SERVICE_ACCOUNT: &str = "svc-agent";
 const NAMESPACE: &str = "kube-system";
@@ -234,6 +239,14 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Makes many objects that are not there yet, several at once.
+    pub fn create(&self, lab: &Lab, objects: &[Value]) -> Result<()> {
+        self.with_client(lab, async |client| {
+            let requests = objects.iter().map(|object| create(&client, object));
+            futures::stream::iter(requests).buffer_unordered(AT_ONCE).try_collect().await
+        })
+    }
+
     /// Reason and note of each Event on a Service of the namespace `default`.
     pub fn events(&self, lab: &Lab, service: &str) -> Result<Vec<(String, String)>> {
         let list = self.with_client(lab, async |client| {
@@ -247,7 +260,7 @@ impl ControlPlane {
     }
 
     /// From the control plane's own host: the machine's other networks know no way to it.
-    fn with_client<T: Send>(&self, lab: &Lab, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
+    pub fn with_client<T: Send>(&self, lab: &Lab, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
         let path = self.admin_kubeconfig();
         lab.namespace(CONTROL_PLANE)?.inside(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -282,6 +295,14 @@ async fn apply(client: &Client, object: &Value) -> Result<()> {
     Ok(())
 }
 
+async fn create(client: &Client, object: &Value) -> Result<()> {
+    let (kind, name) = identity(object);
+    let wanted: DynamicObject = serde_json::from_value(object.clone())?;
+    let result = api(client, object)?.create(&PostParams::default(), &wanted).await;
+    result.with_context(|| format!("cannot make {kind} {name}"))?;
+    Ok(())
+}
+
 async fn delete(client: &Client, object: &Value) -> Result<()> {
     let (kind, name) = identity(object);
     let result = api(client, object)?.delete(&name, &DeleteParams::default()).await;
@@ -289,7 +310,11 @@ async fn delete(client: &Client, object: &Value) -> Result<()> {
     Ok(())
 }
 
-fn api(client: &Client, object: &Value) -> Result<Api<DynamicObject>> {
+/// Where objects of this one's kind and namespace are.
+///
+/// # Errors
+/// Where it does not say what it is.
+pub fn api(client: &Client, object: &Value) -> Result<Api<DynamicObject>> {
     let api_version = object["apiVersion"].as_str().context("an object has no apiVersion")?;
     let kind = object["kind"].as_str().context("an object has no kind")?;
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));

@@ -70,7 +70,7 @@ fn show(lab: &mut Lab, options: &Options, start: Instant, interrupt: &Interrupt)
     right &= remove_backend(lab, &mut source, &mut manifests, interrupt)?;
     inspect_node(lab, interrupt)?;
     for (node, agent) in NODES.iter().zip(&agents) {
-        println!("  agent on {}: {:.1} MiB resident", node.name, agent.resident_kib()? as f64 / 1024.0);
+        println!("  agent on {}: {:.1} MiB resident", node.name, agent.process().resident_kib()? as f64 / 1024.0);
     }
     let verdict = if right { "no request failed, every backend was reached" } else { "NOT AS IT SHOULD BE: see above" };
     println!("\n  {verdict} ({:.0} s)", start.elapsed().as_secs_f32());

@@ -12,7 +12,8 @@ use crate::control_plane::{ControlPlane, kube_proxy_binary};
 use crate::process::Process;
 use crate::topology::{CLUSTER_CIDRS, Lab, Node};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For ten thousand Services it takes minutes.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How it programs the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +59,10 @@ impl KubeProxy {
         let KubeProxy { process, log } = &mut kube_proxy;
         wait_until_healthy("kube-proxy", process, log, lab.namespace(node.name)?, PATIENCE)?;
         Ok(kube_proxy)
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     pub fn log_tail(&self) -> String {

@@ -1,0 +1,265 @@
+//! Many Services of a real API server: how long a start and a change take, and what they cost. The agents of both nodes, then
+//! kube-proxy on both nodes.
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use svc_lab::agent::Agent;
+use svc_lab::client::{Options, Outcome, monotonic_us};
+use svc_lab::control_plane::{ControlPlane, api};
+use svc_lab::kube_proxy::{KubeProxy, Mode};
+use svc_lab::load::Load;
+use svc_lab::manifests::Manifests;
+use svc_lab::process::Process;
+use svc_lab::source::Source;
+use svc_lab::topology::{BACKENDS, CLIENT, Lab, NODES, PORT, Pod};
+use svc_parity::objects::nodes;
+
+use crate::Effort;
+use crate::figure::Figure;
+
+/// The Service that is changed. Its backend is one of two pods, one on each node.
+const CANARY: &str = "canary";
+const CANARY_IP: &str = "10.96.0.200";
+const ENDPOINTS: u32 = 4;
+/// Requests a second that look for the change.
+const LOOKS: u32 = 2000;
+const PATIENCE: Duration = Duration::from_secs(300);
+
+const SVC: &str = "svc";
+const KUBE_PROXY: &str = "kube-proxy nftables";
+
+/// Who serves both nodes.
+enum Proxies {
+    Svc(Vec<Agent>),
+    KubeProxy(Vec<KubeProxy>),
+}
+
+impl Proxies {
+    fn processes(&self) -> Vec<&Process> {
+        match self {
+            Proxies::Svc(agents) => agents.iter().map(Agent::process).collect(),
+            Proxies::KubeProxy(proxies) => proxies.iter().map(KubeProxy::process).collect(),
+        }
+    }
+
+    fn cpu_ns(&self) -> Result<u64> {
+        self.processes().into_iter().map(Process::cpu_ns).sum()
+    }
+}
+
+struct World {
+    source: Source,
+    lab: Lab,
+}
+
+pub(crate) fn rows(effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
+    let sizes: &[u32] = if effort.quick { &[1_000] } else { &[1_000, 10_000] };
+    for services in sizes {
+        size(*services, effort, show)?;
+    }
+    Ok(())
+}
+
+fn size(services: u32, effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
+    let mut lab = Lab::new()?;
+    let mut source = Source::control_plane(&mut lab)?;
+    publish_nodes(&mut source, &lab)?;
+    let world = World { source, lab };
+    println!("  {services} Services of {ENDPOINTS} endpoints ...");
+    let control_plane = world.source.api_server()?;
+    let objects: Vec<Value> = (0..services).flat_map(others).collect();
+    control_plane.create(&world.lab, &objects)?;
+    control_plane.create(&world.lab, &canary(&BACKENDS[0]))?;
+
+    let case = |what: &str| format!("{what}, {services} Services of {ENDPOINTS} endpoints");
+    let figure = |what: &str, unit: &str| Figure::new("E1", case(what), unit).ratio(SVC, KUBE_PROXY);
+    let mut start = figure("start to the last Service answering, nothing being there", "s");
+    let mut restart = figure("restart to all being in force, the kernel's tables being there", "s");
+    let mut change = figure("one endpoint change, from the API write to the new backend answering", "ms");
+    let mut cost = figure("CPU time of one endpoint change, both nodes together", "ms");
+    let mut resident = figure("resident memory of one node's process", "MiB");
+    let mut maps = figure("the kernel's tables of one node", "MiB");
+    for (name, changes) in
+        [(SVC, if effort.quick { 50 } else { 200 }), (KUBE_PROXY, if effort.quick { 10 } else { 15 })]
+    {
+        let load = world.look()?;
+        let (proxies, seconds) = world.timed_start(name, &load)?;
+        start.add(name, seconds);
+        let before = proxies.cpu_ns()?;
+        for milliseconds in world.changes(changes, &load)? {
+            change.add(name, milliseconds);
+        }
+        let spent = proxies.cpu_ns()?.saturating_sub(before);
+        cost.add(name, spent as f64 / 1e6 / f64::from(changes));
+        resident.add(name, proxies.processes()[0].resident_kib()? as f64 / 1024.0);
+        if name == SVC {
+            maps.add(name, map_bytes(&world.lab)? as f64 / 1024.0 / 1024.0);
+        }
+        drop(proxies);
+        let begin = Instant::now();
+        let proxies = world.start(name)?;
+        restart.add(name, begin.elapsed().as_secs_f64());
+        drop(proxies);
+        if name == SVC {
+            world.cleanup()?;
+        }
+    }
+    for figure in [start, restart, change, cost, resident, maps] {
+        show(figure);
+    }
+    Ok(())
+}
+
+/// Without its addresses kube-proxy waits half a minute for a node's.
+pub(crate) fn publish_nodes(source: &mut Source, lab: &Lab) -> Result<()> {
+    let mut manifests = Manifests::default();
+    nodes().into_iter().for_each(|node| manifests.put(node));
+    source.publish(lab, &manifests)
+}
+
+impl World {
+    fn control_plane(&self) -> Result<&ControlPlane> {
+        self.source.api_server()
+    }
+
+    /// Asks the canary, over and over.
+    fn look(&self) -> Result<Load> {
+        let options = Options { rate: Some(LOOKS), timeout_ms: 250, ..Options::to(format!("http://{CANARY_IP}/")) };
+        Load::start(&self.lab, CLIENT, &options)
+    }
+
+    /// Until each says that the kernel knows everything.
+    fn start(&self, name: &str) -> Result<Proxies> {
+        // Both nodes at once.
+        thread::scope(|scope| {
+            if name == SVC {
+                let each = |node| scope.spawn(move || Agent::start(&self.lab, node, &self.source, &[]));
+                let agents: Vec<_> = NODES.iter().map(each).collect();
+                Ok(Proxies::Svc(agents.into_iter().map(|agent| agent.join().expect("it ends")).collect::<Result<_>>()?))
+            } else {
+                let control_plane = self.control_plane()?;
+                let each =
+                    |node| scope.spawn(move || KubeProxy::start(&self.lab, node, control_plane, Mode::Nftables, &[]));
+                let proxies: Vec<_> = NODES.iter().map(each).collect();
+                let proxies = proxies.into_iter().map(|proxy| proxy.join().expect("it ends"));
+                Ok(Proxies::KubeProxy(proxies.collect::<Result<_>>()?))
+            }
+        })
+    }
+
+    /// And the seconds until the canary answers.
+    fn timed_start(&self, name: &str, load: &Load) -> Result<(Proxies, f64)> {
+        load.take();
+        let begin = monotonic_us();
+        let proxies = self.start(name)?;
+        let answered = wait_for(load, begin, |_| true)?;
+        Ok((proxies, (answered - begin) as f64 / 1e6))
+    }
+
+    /// The milliseconds that each took.
+    fn changes(&self, count: u32, load: &Load) -> Result<Vec<f64>> {
+        let mut milliseconds = Vec::new();
+        for number in 1..=count {
+            let backend = &BACKENDS[if number % 2 == 0 { 0 } else { 2 }];
+            let begin = monotonic_us();
+            self.set_backend(backend)?;
+            let answered = wait_for(load, begin, |outcome| outcome.backend.as_deref() == Some(backend.name))?;
+            milliseconds.push((answered - begin) as f64 / 1000.0);
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(milliseconds)
+    }
+
+    fn set_backend(&self, backend: &Pod) -> Result<()> {
+        let [_, slice] = canary(backend);
+        self.control_plane()?.with_client(&self.lab, async |client| {
+            let patch = Patch::Merge(json!({ "endpoints": slice["endpoints"] }));
+            api(&client, &slice)?.patch(&format!("{CANARY}-ipv4"), &PatchParams::default(), &patch).await?;
+            Ok(())
+        })
+    }
+
+    /// Nothing of svc's is left on the nodes.
+    fn cleanup(&self) -> Result<()> {
+        for node in &NODES {
+            svc_lab::agent::inspect(&self.lab, node, &["cleanup"])?;
+        }
+        Ok(())
+    }
+}
+
+/// When the first request that ended after `begin` was answered as wanted.
+fn wait_for(load: &Load, begin: u64, wanted: impl Fn(&Outcome) -> bool) -> Result<u64> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let outcomes = load.take();
+        let answers = outcomes.iter().filter(|outcome| outcome.at_us > begin && outcome.backend.is_some());
+        if let Some(outcome) = answers.into_iter().find(|outcome| wanted(outcome)) {
+            return Ok(outcome.at_us);
+        }
+        if Instant::now() > deadline {
+            bail!("the Service {CANARY} does not answer as wanted after {} s", PATIENCE.as_secs());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A Service without pods behind its endpoints, and its slice.
+pub(crate) fn others(number: u32) -> [Value; 2] {
+    let address = format!("10.96.{}.{}", 16 + number / 250, 1 + number % 250);
+    let endpoints = (0..ENDPOINTS).map(|endpoint| {
+        let index = number * ENDPOINTS + endpoint;
+        let address = format!("10.{}.{}.{}", 16 + index / 62_500, index / 250 % 250, 1 + index % 250);
+        endpoint_of(&address, NODES[endpoint as usize % NODES.len()].name)
+    });
+    service(&format!("service-{number}"), &address, endpoints.collect())
+}
+
+fn canary(backend: &Pod) -> [Value; 2] {
+    service(CANARY, CANARY_IP, vec![endpoint_of(&backend.v4().to_string(), backend.node().name)])
+}
+
+pub(crate) fn endpoint_of(address: &str, node: &str) -> Value {
+    json!({
+        "addresses": [address], "nodeName": node,
+        "conditions": { "ready": true, "serving": true, "terminating": false },
+    })
+}
+
+/// Marked by a label, to be deleted by it.
+fn service(name: &str, address: &str, endpoints: Vec<Value>) -> [Value; 2] {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default", "labels": { "bench": "other" } },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+            "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "targetPort": PORT }],
+        },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "name": format!("{name}-ipv4"), "namespace": "default",
+            "labels": { "kubernetes.io/service-name": name, "bench": "other" },
+        },
+        "ports": [{ "name": "http", "protocol": "TCP", "port": PORT }],
+        "endpoints": endpoints,
+    });
+    [service, slice]
+}
+
+/// What the kernel says that the first node's maps take.
+fn map_bytes(lab: &Lab) -> Result<u64> {
+    let mut total = 0;
+    let directory = lab.bpffs(NODES[0].name).join("maps");
+    for entry in fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        let map = svc_agent::sys::open_pin(&entry?.path())?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&map)))?;
+        let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        total += bytes.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(total)
+}
