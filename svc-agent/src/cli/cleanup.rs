@@ -1,14 +1,14 @@
 //! `svc-agent cleanup`: takes everything out of the kernel again.
-use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use nix::errno::Errno;
 
 use super::print;
 use crate::filters::{self, Filters};
+use crate::host::is_bpffs;
 use crate::inspect::DIRECTORIES;
 use crate::sys;
 
@@ -24,7 +24,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let directory = &args.bpffs;
     match is_bpffs(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(Errno::ENOENT) => {}
         Ok(yes) => {
             ensure!(yes, "{} is not in a BPF file system: nothing was removed", directory.display());
         }
@@ -81,17 +81,6 @@ fn remove(directory: &Path, mut tell: impl FnMut(&Path) -> anyhow::Result<()>) -
 fn is_in_use(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy)
         || error.raw_os_error() == Some(libc::EPERM)
-}
-
-fn is_bpffs(directory: &Path) -> io::Result<bool> {
-    let path = CString::new(directory.as_os_str().as_bytes())?;
-    // SAFETY: plain numbers, for which zeros are a value.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: both live until the call has returned.
-    if unsafe { libc::statfs(path.as_ptr(), &raw mut found) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(found.f_type as u64 == libc::BPF_FS_MAGIC as u64)
 }
 
 #[cfg(test)]
