@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use svc_lab::pod::{Container, Volumes, host_path};
-use svc_lab::topology::{NODES, Node};
+use svc_lab::topology::{Lab, NODES, Node};
 use svc_tests::cluster::Cluster;
 
 /// Below deploy/.
@@ -39,6 +39,11 @@ impl Installed {
 
     pub(crate) fn on(cluster: Cluster, objects: Vec<Value>) -> Self {
         let mut installed = Installed { containers: Vec::new(), objects, cluster };
+        // As the controllers make it in each namespace.
+        let account = json!({
+            "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": "kube-system" },
+        });
+        installed.objects.push(account);
         installed.apply();
         for node in &NODES {
             let container = installed.start(node);
@@ -56,9 +61,8 @@ impl Installed {
         control_plane.kubectl(lab, &["apply", "-f", file.to_str().unwrap()]).unwrap();
     }
 
-    /// The pod of the DaemonSet on this node, as the API server takes it.
-    pub(crate) fn pod(&mut self, node: &Node) -> Value {
-        let daemon_set = find(&self.objects, "DaemonSet");
+    /// The pod of a DaemonSet on this node, as the API server takes it.
+    fn pod(&mut self, node: &Node, daemon_set: &Value) -> Value {
         let mut pod = daemon_set["spec"]["template"].clone();
         pod["apiVersion"] = "v1".into();
         pod["kind"] = "Pod".into();
@@ -74,7 +78,22 @@ impl Installed {
 
     /// Runs the pod of the DaemonSet on this node.
     pub(crate) fn start(&mut self, node: &Node) -> Container {
-        let pod = self.pod(node);
+        let daemon_set = find(&self.objects, "DaemonSet").clone();
+        let pod = self.pod(node, &daemon_set);
+        self.with_volumes(node, |lab, volumes| Container::start(lab, node, &pod, volumes).unwrap())
+    }
+
+    /// What the first init container of this DaemonSet says on a node, once it has ended.
+    pub(crate) fn initialise(&mut self, node: &Node, daemon_set: &Value) -> String {
+        let pod = self.pod(node, daemon_set);
+        let container = &pod["spec"]["initContainers"][0];
+        let text = self.with_volumes(node, |lab, volumes| {
+            Container::spawn(lab, node, &pod, container, volumes).unwrap().finish().unwrap()
+        });
+        text
+    }
+
+    fn with_volumes<T>(&mut self, node: &Node, work: impl FnOnce(&Lab, &Volumes<'_>) -> T) -> T {
         let service_account = {
             let (control_plane, lab) = self.cluster.control_plane();
             control_plane.pod_files(lab).unwrap()
@@ -92,7 +111,7 @@ impl Installed {
             })
         };
         fs::create_dir_all(lab.bpffs(node.name)).unwrap();
-        Container::start(lab, node, &pod, &Volumes { service_account, place: &place }).unwrap()
+        work(lab, &Volumes { service_account, place: &place })
     }
 
     fn file(&self, name: &str) -> PathBuf {

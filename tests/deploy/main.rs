@@ -2,6 +2,8 @@
 mod chart;
 mod installed;
 mod render;
+mod takeover;
+mod uninstall;
 
 use std::collections::BTreeSet;
 use std::thread;
