@@ -1,6 +1,8 @@
 //! What is in deploy/, sent to a real kube-apiserver and run in the lab as a kubelet would run it.
 mod chart;
+mod image;
 mod installed;
+mod procedures;
 mod render;
 mod takeover;
 mod uninstall;
@@ -99,6 +101,20 @@ fn a_rolling_upgrade_loses_no_request_and_no_connection() {
 fn a_pods_connected_udp_socket_is_terminated_by_what_the_daemonset_mounts() {
     let mut installed = Installed::new(kustomize("kustomize/base"));
     assert!(moves_from_a_backend_that_has_left(&mut installed.cluster));
+}
+
+#[test]
+fn the_api_server_takes_every_kustomization() {
+    let mut cluster = Cluster::without_agents();
+    let (control_plane, lab) = cluster.control_plane();
+    for directory in ["kustomize/base", "kind", "uninstall", "give-back", "kube-proxy"] {
+        let arguments = ["apply", "--dry-run=server", "--validate=strict", "-k", &installed::path(directory)];
+        let told = control_plane.kubectl(lab, &arguments).unwrap();
+        assert!(
+            told.contains("daemonset.apps/") && told.lines().all(|line| line.ends_with("(server dry run)")),
+            "{told}"
+        );
+    }
 }
 
 /// It says so, too.

@@ -30,15 +30,29 @@ fn kube_proxies(cluster: &mut Cluster, mode: Mode) -> Vec<KubeProxy> {
     NODES.iter().map(|node| KubeProxy::start(lab, node, control_plane, mode, &[]).unwrap()).collect()
 }
 
-/// Those of kube-proxy's rules that are left.
-fn rules(cluster: &Cluster) -> String {
-    let listed = NODES.iter().map(|node| {
+/// What this script says on each node.
+fn on_nodes<'a>(cluster: &'a Cluster, script: &'a str) -> impl Iterator<Item = String> + 'a {
+    NODES.iter().map(move |node| {
         let namespace = cluster.lab.namespace(node.name).unwrap().path();
         let net = format!("--net={}", namespace.display());
-        let list = "nft list ruleset; iptables-legacy-save; ip6tables-legacy-save";
-        let output = Command::new("nsenter").args([&net, "sh", "-c", list]).output().unwrap();
+        let output = Command::new("nsenter").args([&net, "sh", "-c", script]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
-    });
+    })
+}
+
+/// As the rules of a network plugin, which masquerade what leaves the cluster, keep the kernel's connection tracking at work
+/// whether kube-proxy is there or not.
+const NETWORK_PLUGIN: &str = "nft -f - <<END
+    table inet plugin {
+        chain prerouting { type nat hook prerouting priority dstnat; }
+        chain postrouting { type nat hook postrouting priority srcnat; }
+    }
+END";
+
+/// Those of kube-proxy's rules that are left.
+fn rules(cluster: &Cluster) -> String {
+    let listed = on_nodes(cluster, "nft list ruleset; iptables-legacy-save; ip6tables-legacy-save");
     let lines: Vec<String> = listed.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
     lines.into_iter().filter(|line| line.contains("KUBE-SVC") || line.contains("table ip kube-proxy")).collect()
 }
@@ -48,6 +62,7 @@ fn rules(cluster: &Cluster) -> String {
 #[case::iptables(Mode::Iptables)]
 fn taking_over_and_giving_back_lose_no_request_and_no_connection(#[case] mode: Mode) {
     let mut cluster = Cluster::without_agents();
+    assert_eq!(on_nodes(&cluster, NETWORK_PLUGIN).count(), NODES.len());
     let kube_proxies_before = kube_proxies(&mut cluster, mode);
     // It is healthy a little before its rules are there.
     for (host, target) in [(CLIENT, CLUSTER_IP), (OUTSIDE, NODE_PORT)] {

@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything that is done with this repository, a file a subcommand.
 mod build;
 mod host;
+mod kind;
 mod lint;
 mod parity;
 mod run;
@@ -29,6 +30,7 @@ enum Task {
     Run(run::Options),
     Test(test::Options),
     Parity(parity::Options),
+    Kind(kind::Options),
     Vm(vm::Options),
     Lint(lint::Options),
 }
@@ -50,6 +52,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Run(options) => run::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Parity(options) => parity::run(&options),
+        Task::Kind(options) => kind::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Lint(options) => lint::run(&options),
     }

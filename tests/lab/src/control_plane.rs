@@ -187,12 +187,29 @@ impl ControlPlane {
     /// What kubectl says, as the administrator. Warnings count as errors.
     pub fn kubectl(&self, lab: &Lab, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(kubectl_binary()?);
-        command.arg("--kubeconfig").arg(self.admin_kubeconfig()).arg("--warnings-as-errors").args(arguments);
-        command.env("HOME", &self.directory).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.arg("--warnings-as-errors").args(arguments);
+        self.administer(lab, command)
+    }
+
+    /// What helm says, as the administrator.
+    pub fn helm(&self, lab: &Lab, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(helm_binary()?);
+        command.args(arguments);
+        self.administer(lab, command)
+    }
+
+    fn administer(&self, lab: &Lab, mut command: Command) -> Result<String> {
+        command
+            .env("KUBECONFIG", self.admin_kubeconfig())
+            .env("HOME", &self.directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let shown = format!("{command:?}");
         let mut process = lab.spawn(CONTROL_PLANE, command)?;
         let output = process.output()?;
         if !output.status.success() {
-            bail!("kubectl {} ended with {}: {}", arguments.join(" "), output.status, text(&output.stderr).trim());
+            bail!("{shown} ended with {}: {}", output.status, text(&output.stderr).trim());
         }
         Ok(text(&output.stdout))
     }
