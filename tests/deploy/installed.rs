@@ -87,10 +87,9 @@ impl Installed {
     pub(crate) fn initialise(&mut self, node: &Node, daemon_set: &Value) -> String {
         let pod = self.pod(node, daemon_set);
         let container = &pod["spec"]["initContainers"][0];
-        let text = self.with_volumes(node, |lab, volumes| {
+        self.with_volumes(node, |lab, volumes| {
             Container::spawn(lab, node, &pod, container, volumes).unwrap().finish().unwrap()
-        });
-        text
+        })
     }
 
     fn with_volumes<T>(&mut self, node: &Node, work: impl FnOnce(&Lab, &Volumes<'_>) -> T) -> T {
@@ -101,7 +100,14 @@ impl Installed {
         let lab = &self.cluster.lab;
         let kubelet = self.file("kubelet.conf");
         fs::write(&kubelet, kubelet_kubeconfig()).unwrap();
+        let kube_proxy = self.file("kube-proxy-configmap");
+        fs::create_dir_all(&kube_proxy).unwrap();
+        fs::write(kube_proxy.join("config.conf"), KUBE_PROXY_CONFIG).unwrap();
+        fs::write(kube_proxy.join("kubeconfig.conf"), kube_proxy_kubeconfig()).unwrap();
         let place = |volume: &Value| {
+            if volume["configMap"]["name"] == "kube-proxy" {
+                return Ok(kube_proxy.clone());
+            }
             Ok(match host_path(volume).and_then(|path| path.to_str()) {
                 Some("/sys/fs/bpf") => lab.bpffs(node.name),
                 Some("/sys/fs/cgroup") => lab.cgroup(node.name)?,
@@ -136,6 +142,69 @@ fn kubelet_kubeconfig() -> String {
         "clusters": [{ "name": "kubernetes", "cluster": { "server": "https://172.31.0.2:6443" } }],
         "contexts": [{ "name": "node", "context": { "cluster": "kubernetes", "user": "node" } }],
         "users": [{ "name": "node", "user": { "client-certificate": "/var/lib/kubelet/pki/kubelet-client-current.pem" } }],
+    })
+    .to_string()
+}
+
+/// As kubeadm writes both into the ConfigMap kube-proxy.
+const KUBE_PROXY_CONFIG: &str = r#"apiVersion: kubeproxy.config.k8s.io/v1alpha1
+bindAddress: 0.0.0.0
+bindAddressHardFail: false
+clientConnection:
+  acceptContentTypes: ""
+  burst: 0
+  contentType: ""
+  kubeconfig: /var/lib/kube-proxy/kubeconfig.conf
+  qps: 0
+clusterCIDR: 10.244.0.0/16,fd00:10:244::/56
+configSyncPeriod: 0s
+conntrack:
+  maxPerCore: null
+  min: null
+  tcpBeLiberal: false
+  tcpCloseWaitTimeout: null
+  tcpEstablishedTimeout: null
+  udpStreamTimeout: 0s
+  udpTimeout: 0s
+detectLocal:
+  bridgeInterface: ""
+  interfaceNamePrefix: ""
+detectLocalMode: ""
+enableProfiling: false
+healthzBindAddress: ""
+hostnameOverride: ""
+iptables:
+  localhostNodePorts: null
+  masqueradeAll: false
+  masqueradeBit: null
+  minSyncPeriod: 0s
+  syncPeriod: 0s
+kind: KubeProxyConfiguration
+logging:
+  flushFrequency: 0
+  options:
+    json:
+      infoBufferSize: "0"
+    text:
+      infoBufferSize: "0"
+  verbosity: 0
+metricsBindAddress: ""
+mode: ""
+nodePortAddresses: null
+oomScoreAdj: null
+portRange: ""
+showHiddenMetricsForVersion: ""
+"#;
+
+fn kube_proxy_kubeconfig() -> String {
+    const FILES: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "default",
+        "clusters": [{ "name": "default", "cluster": {
+            "certificate-authority": format!("{FILES}/ca.crt"), "server": "https://172.31.0.2:6443",
+        } }],
+        "contexts": [{ "name": "default", "context": { "cluster": "default", "namespace": "default", "user": "default" } }],
+        "users": [{ "name": "default", "user": { "tokenFile": format!("{FILES}/token") } }],
     })
     .to_string()
 }

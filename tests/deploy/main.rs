@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use svc_lab::client::Options;
 use svc_lab::load::Load;
 use svc_lab::topology::{CLIENT, NODES, OUTSIDE};
-use svc_tests::cluster::{CLUSTER_IP, Cluster, all_backends, service};
+use svc_tests::cluster::{CLUSTER_IP, Cluster, all_backends, http_get_path, service};
 
 use installed::{Installed, all, find};
 use render::kustomize;
@@ -101,6 +101,14 @@ fn a_rolling_upgrade_loses_no_request_and_no_connection() {
 fn a_pods_connected_udp_socket_is_terminated_by_what_the_daemonset_mounts() {
     let mut installed = Installed::new(kustomize("kustomize/base"));
     assert!(moves_from_a_backend_that_has_left(&mut installed.cluster));
+}
+
+#[test]
+fn kubeadms_configmap_of_kube_proxy_is_configuration_enough() {
+    let installed = Installed::new(render::helm(&["--set", "kubeProxyConfigMap=kube-proxy"]).unwrap());
+    installed.cluster.expect_balanced(CLIENT, &Options::to(CLUSTER_IP), &all_backends());
+    let configz = http_get_path(&installed.cluster.lab, "node-a", "127.0.0.1:10249", "/configz").unwrap();
+    assert!(configz.contains(r#""clusterCIDR":"10.244.0.0/16,fd00:10:244::/56""#), "{configz}");
 }
 
 #[test]

@@ -52,7 +52,7 @@ END";
 
 /// Those of kube-proxy's rules that are left.
 fn rules(cluster: &Cluster) -> String {
-    let listed = on_nodes(cluster, "nft list ruleset; iptables-legacy-save; ip6tables-legacy-save");
+    let listed = on_nodes(cluster, "nft list ruleset; iptables-legacy-save 2>&1; true");
     let lines: Vec<String> = listed.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
     lines.into_iter().filter(|line| line.contains("KUBE-SVC") || line.contains("table ip kube-proxy")).collect()
 }
