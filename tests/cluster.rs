@@ -81,6 +81,16 @@ impl Cluster {
         Self::start(lab, source, &[])
     }
 
+    /// A real API server, and no agents yet.
+    pub fn without_agents() -> Self {
+        let mut lab = Lab::new().unwrap();
+        let source = Source::control_plane(&mut lab).unwrap();
+        let manifests = Manifests::hostnames().unwrap();
+        let mut cluster = Cluster { agents: BTreeMap::new(), source, manifests, agent_arguments: &[], lab };
+        cluster.change(|_| ());
+        cluster
+    }
+
     /// Driven by a real API server, which knows the agents by a service account's token, with these arguments for the
     /// agents.
     pub fn with_tokens(identity: Identity, arguments: &'static [&'static str]) -> Self {

@@ -26,29 +26,58 @@ pub fn check_kernel() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The cgroup v2 directory whose processes are served: `wanted`, or the root of the mounted hierarchy.
+/// The cgroup v2 directory whose processes are served: `wanted`, or the root of the hierarchy that is mounted below it, as on
+/// hosts that have version 1 as well; without `wanted` wherever it is mounted.
 ///
 /// # Errors
 /// Where there is none.
 pub fn cgroup(wanted: Option<&Path>) -> anyhow::Result<File> {
-    let path = match wanted {
-        Some(path) => path.to_owned(),
-        None => cgroup2_mount()?,
+    let Some(path) = wanted else {
+        let path = cgroup2_mount(Path::new("/"))?.context(
+            "cgroup v2 is not mounted: `mount -t cgroup2 none /sys/fs/cgroup`, or say where it is with --cgroup",
+        )?;
+        return File::open(&path).with_context(|| format!("opening {}", path.display()));
     };
-    let file = File::open(&path).with_context(|| format!("--cgroup {}", path.display()))?;
-    let kind = statfs(&path).with_context(|| format!("--cgroup {}", path.display()))?.filesystem_type();
-    ensure!(kind == CGROUP2_SUPER_MAGIC, "--cgroup {} is not in a cgroup v2 hierarchy", path.display());
-    Ok(file)
+    let told = || format!("--cgroup {}", path.display());
+    let file = File::open(path).with_context(told)?;
+    if is_cgroup2(path).with_context(told)? {
+        return Ok(file);
+    }
+    let mount = cgroup2_mount(path)?.with_context(|| format!("{} is not in a cgroup v2 hierarchy", told()))?;
+    File::open(&mount).with_context(|| format!("opening {}", mount.display()))
 }
 
-fn cgroup2_mount() -> anyhow::Result<PathBuf> {
+/// Whether the directory is one of cgroup v2.
+///
+/// # Errors
+/// Where it cannot be looked at.
+pub fn is_cgroup2(path: &Path) -> nix::Result<bool> {
+    Ok(statfs(path)?.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+/// Whether the directory is in a BPF file system.
+///
+/// # Errors
+/// Where it cannot be looked at.
+pub fn is_bpffs(path: &Path) -> nix::Result<bool> {
+    Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Where cgroup v2 is mounted, at `directory` or below.
+///
+/// # Errors
+/// Where the mount table cannot be read.
+pub fn cgroup2_mount(directory: &Path) -> anyhow::Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("reading the mount table")?;
-    let mount = mounts.lines().find_map(|line| {
+    Ok(find_cgroup2(&mounts, directory))
+}
+
+fn find_cgroup2(mounts: &str, directory: &Path) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(1);
-        let path = fields.next()?;
-        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
-    });
-    mount.context("cgroup v2 is not mounted: `mount -t cgroup2 none /sys/fs/cgroup`, or say where it is with --cgroup")
+        let path = Path::new(fields.next()?);
+        (fields.next()? == "cgroup2" && path.starts_with(directory)).then(|| path.to_owned())
+    })
 }
 
 /// Makes the directories of the pins.
@@ -59,8 +88,7 @@ pub fn prepare_bpffs(path: &Path) -> anyhow::Result<()> {
     for directory in [path.join("maps"), path.join("links")] {
         fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     }
-    let kind = statfs(path).with_context(|| format!("--bpffs {}", path.display()))?.filesystem_type();
-    if kind != BPF_FS_MAGIC {
+    if !is_bpffs(path).with_context(|| format!("--bpffs {}", path.display()))? {
         for directory in [path.join("maps"), path.join("links"), path.to_owned()] {
             // Best effort: only what was made here and is empty.
             let _ = fs::remove_dir(directory);
@@ -296,7 +324,17 @@ pub fn flow_tick() -> u16 {
 mod tests {
     use rstest::rstest;
 
-    use super::{port_ranges, widest_gap, without};
+    use super::{find_cgroup2, port_ranges, widest_gap, without};
+
+    #[rstest]
+    #[case::anywhere("/", Some("/sys/fs/cgroup/unified"))]
+    #[case::below_the_one_asked_for("/host/cgroup", Some("/host/cgroup/unified"))]
+    #[case::nowhere_below_it("/host/cgroups", None)]
+    fn cgroup_v2_is_found_below_a_directory(#[case] directory: &str, #[case] expected: Option<&str>) {
+        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup2 /host/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(find_cgroup2(mounts, directory.as_ref()).as_deref(), expected.map(std::path::Path::new));
+    }
 
     #[rstest]
     #[case::default((32_768, 60_999), "", Some((1_024, 29_999)))]

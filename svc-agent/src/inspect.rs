@@ -28,7 +28,7 @@ use map::{Link, Map};
 /// The directories of the pins, in the order in which they are taken away: nothing runs without its maps.
 pub const DIRECTORIES: [&str; 4] = ["links", filters::DIRECTORY, "programs", "maps"];
 const LINKS: &str = DIRECTORIES[0];
-const MAPS: &str = DIRECTORIES[3];
+pub const MAPS: &str = DIRECTORIES[3];
 
 /// One flow that the uplink's programs keep track of, as seen by its client.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use svc_common::Addr;
-use svc_common::map::{self, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, UDP, Uplink};
+use svc_common::map::{
+    self, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, CONFIG_TAKE_OVER, UDP, Uplink,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout_at;
@@ -36,6 +38,8 @@ pub struct Config {
     pub pods: PodDetector,
     /// Every connection to a ClusterIP takes an address of the node as its source.
     pub masquerade_all: bool,
+    /// Connections that are under way already are left alone.
+    pub take_over: bool,
     pub limits: Limits,
     pub pace: Pace,
 }
@@ -242,6 +246,7 @@ impl<D: Dataplane> Reconciler<D> {
                 (has(true), CONFIG_DETECT_PODS_V4),
                 (has(false), CONFIG_DETECT_PODS_V6),
                 (self.config.masquerade_all, CONFIG_MASQUERADE_ALL),
+                (self.config.take_over, CONFIG_TAKE_OVER),
             ];
             let base = self.applier.dataplane().config();
             let (cidrs, others) = cidrs::map(&pods, &services);

@@ -295,6 +295,9 @@ pub const CONFIG_HOST_SOCKETS_ONLY: u32 = 1 << 2;
 /// [`CONFIG_DETECT_PODS_V4`] for IPv6.
 pub const CONFIG_DETECT_PODS_V6: u32 = 1 << 3;
 
+/// Only a connection's first packet opens a flow: what is under way already is somebody else's, who translates it.
+pub const CONFIG_TAKE_OVER: u32 = 1 << 4;
+
 /// `sockets`' key: what a socket hook must remember of a socket.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

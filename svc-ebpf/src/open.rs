@@ -2,7 +2,7 @@
 use svc_common::flow::{Added, Entry, Hit, Key, Memory, TO_STACK, Vacancy, add, find};
 use svc_common::map::{
     ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, CIDR_PODS, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6,
-    CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP, FRONTEND_KIND, Frontend, NO_BACKEND, SCTP, UDP,
+    CONFIG_MASQUERADE_ALL, CONFIG_TAKE_OVER, FRONTEND_CLUSTER_IP, FRONTEND_KIND, Frontend, NO_BACKEND, SCTP, UDP,
 };
 use svc_common::select::{pick, shuffle};
 use svc_common::{Addr, Reason};
@@ -85,6 +85,9 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) -> Result<(), Reason> {
+    if tables.config().flags & CONFIG_TAKE_OVER != 0 && headers.protocol != UDP && !headers.is_syn() {
+        return Err(Reason::NotService);
+    }
     let frontend = lookup(tables, headers.dst, headers.dport, headers.protocol, false)?;
     let client = Client { addr: headers.src, scope: scope(headers), is_known: true };
     choose(tables, &frontend, &client, backend)?;

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use rstest::rstest;
 use svc_common::Reason;
-use svc_common::map::{CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL};
+use svc_common::map::{CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, CONFIG_TAKE_OVER};
 use svc_dataplane::check::Ends;
 use svc_dataplane::packet::{ACK, Extension, Packet, SCTP, TCP, UDP};
 use svc_dataplane::tables::Kind::{self, ClusterIp, ExternalIp, LoadBalancer, NodePort};
@@ -229,6 +229,24 @@ fn a_pod_that_is_its_own_backend_sees_the_node(
         let reply = answer(&request, seen);
         let outcome = node.run(Hook::PodIngress, &reply.frame());
         assert_changed(&outcome, Verdict::Redirect, REPLY, &sent(&request.reply(), true));
+    });
+}
+
+#[rstest]
+fn while_taking_over_a_connection_begins_with_its_first_packet(
+    #[values(Network, Pod)] from: Client,
+    #[values(V4, V6)] family: Family,
+) {
+    let (hook, client) = from.of(family);
+    let (service, request) = service(ClusterIp, family, TCP, &[(family.local(), true)], client);
+    let mut tables = Tables::with(&[service]);
+    tables.config.flags = CONFIG_TAKE_OVER;
+    kernel::with(&tables, |node| {
+        let later = request.clone().flags(ACK);
+        assert_not_ours(&node.run(hook, &later.frame()), &later.frame());
+        let seen = ends(&node.run(hook, &request.frame()));
+        assert_eq!(seen.dst, family.local());
+        assert_eq!(ends(&node.run(hook, &later.frame())), seen);
     });
 }
 

@@ -2,6 +2,7 @@
 mod bench;
 mod build;
 mod host;
+mod kind;
 mod lint;
 mod parity;
 mod run;
@@ -31,6 +32,7 @@ enum Task {
     Test(test::Options),
     Parity(parity::Options),
     Bench(bench::Options),
+    Kind(kind::Options),
     Vm(vm::Options),
     Lint(lint::Options),
 }
@@ -53,6 +55,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Test(options) => test::run(&options),
         Task::Parity(options) => parity::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Kind(options) => kind::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Lint(options) => lint::run(&options),
     }

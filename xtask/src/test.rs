@@ -21,7 +21,7 @@ pub(crate) struct Options {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Group {
-    /// The tests against a real kube-apiserver, which is built with Go.
+    /// The tests against a real kube-apiserver, which is built with Go; those of deploy/ among them.
     ControlPlane,
 }
 
@@ -30,6 +30,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     host::require_lab()?;
     if control_plane {
         setup::require_go()?;
+        setup::ensure_kube_proxy_tools()?;
     }
     setup::ensure()?;
     setup::ensure_lab_tools()?;
@@ -55,7 +56,7 @@ fn root_tests(control_plane: bool, filters: &[String]) -> Result<Command> {
     // Not --package: with fewer packages cargo would choose other features, and build every dependency once more.
     test.args(["test", "--workspace", "--no-fail-fast"]);
     for name in test_binaries()? {
-        if control_plane || name != "control_plane" {
+        if control_plane || !["control_plane", "deploy"].contains(&name.as_str()) {
             test.args(["--test", &name]);
         }
     }

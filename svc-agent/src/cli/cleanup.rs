@@ -1,22 +1,33 @@
 //! `svc-agent cleanup`: takes everything out of the kernel again.
-use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use nix::errno::Errno;
+use svc_common::Addr;
+use svc_common::map::{ADDRESS_LOCAL, ADDRESS_NODE, AddressFlags, CidrFlags, CidrKey, Frontend, FrontendKey, pin};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::print;
 use crate::filters::{self, Filters};
-use crate::inspect::DIRECTORIES;
-use crate::sys;
+use crate::host::is_bpffs;
+use crate::inspect::{DIRECTORIES, MAPS};
+use crate::sys::{self, Plain};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Where maps, programs and links are pinned.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/svc")]
     bpffs: PathBuf,
+
+    /// Take only the Services away: no connection is served any more but those under way.
+    #[arg(long)]
+    keep_flows: bool,
+
+    /// Stay until SIGTERM when all is done: for a container that must not end.
+    #[arg(long)]
+    stay: bool,
 }
 
 /// # Errors
@@ -24,17 +35,53 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let directory = &args.bpffs;
     match is_bpffs(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(Errno::ENOENT) => {}
         Ok(yes) => {
             ensure!(yes, "{} is not in a BPF file system: nothing was removed", directory.display());
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.display()))?,
     }
-    let removed = remove(directory, |path| print::text(&format!("removed {}\n", path.display())))?;
-    if removed == 0 {
-        print::text(&format!("nothing to remove under {}\n", directory.display()))?;
+    if args.keep_flows {
+        let count = take_services(&directory.join(MAPS))?;
+        print::text(&format!("{count} addresses are served no more; what is under way goes on\n"))?;
+    } else {
+        let removed = remove(directory, |path| print::text(&format!("removed {}\n", path.display())))?;
+        if removed == 0 {
+            print::text(&format!("nothing to remove under {}\n", directory.display()))?;
+        }
     }
-    Ok(())
+    if args.stay { wait_for_end() } else { Ok(()) }
+}
+
+/// Takes away what leads to a Service. While ranges and addresses are there, one without its frontend would be refused. The
+/// node's own addresses stay, by which flows' replies are known.
+fn take_services(maps: &Path) -> anyhow::Result<usize> {
+    delete_all::<CidrKey, CidrFlags>(maps, pin::CIDRS, |_| true)?;
+    delete_all::<Addr, AddressFlags>(maps, pin::ADDRESSES, |flags| flags & (ADDRESS_NODE | ADDRESS_LOCAL) == 0)?;
+    delete_all::<FrontendKey, Frontend>(maps, pin::FRONTENDS, |_| true)
+}
+
+fn delete_all<K: Plain, V: Plain>(maps: &Path, name: &str, goes: impl Fn(&V) -> bool) -> anyhow::Result<usize> {
+    let emptied = || -> io::Result<usize> {
+        let map = match sys::open_pin(&maps.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            map => map?,
+        };
+        let mut entries = sys::entries::<K, V>(map.as_fd())?;
+        entries.retain(|(_, value)| goes(value));
+        entries.iter().try_for_each(|(key, _)| sys::delete(map.as_fd(), key))?;
+        Ok(entries.len())
+    };
+    emptied().with_context(|| format!("cannot empty the map {name}"))
+}
+
+fn wait_for_end() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+        terminate.recv().await;
+        Ok(())
+    })
 }
 
 /// Removes the pins and their directories, and nothing that is not the agent's. Returns how much there was.
@@ -83,17 +130,6 @@ fn is_in_use(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(libc::EPERM)
 }
 
-fn is_bpffs(directory: &Path) -> io::Result<bool> {
-    let path = CString::new(directory.as_os_str().as_bytes())?;
-    // SAFETY: plain numbers, for which zeros are a value.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: both live until the call has returned.
-    if unsafe { libc::statfs(path.as_ptr(), &raw mut found) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(found.f_type as u64 == libc::BPF_FS_MAGIC as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,7 +176,7 @@ mod tests {
     fn an_ordinary_directory_is_left_alone() {
         let parent = tempfile::tempdir().unwrap();
         let directory = with_pins(parent.path());
-        let error = run(&Args { bpffs: directory.clone() }).unwrap_err().to_string();
+        let error = run(&Args { bpffs: directory.clone(), keep_flows: false, stay: false }).unwrap_err().to_string();
         assert!(error.contains("not in a BPF file system"), "{error}");
         assert!(directory.join("maps/flows").exists());
     }

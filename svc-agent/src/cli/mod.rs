@@ -4,6 +4,7 @@ pub mod cleanup;
 #[cfg(test)]
 mod example;
 pub mod flows;
+pub mod mount;
 pub mod print;
 pub mod run;
 pub mod selector;
@@ -47,6 +48,8 @@ pub enum Command {
     Status(status::Args),
     /// Take everything out of the kernel; stop the agent first.
     Cleanup(cleanup::Args),
+    /// Mount what the agent needs, where the node has not.
+    Mount(mount::Args),
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +69,7 @@ impl Cli {
             Command::Flows(args) => flows::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
+            Command::Mount(args) => mount::run(&args),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

@@ -118,6 +118,10 @@ pub struct Args {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     masquerade_all: Option<bool>,
 
+    /// Leave connections alone that began before: while kube-proxy's are under way.
+    #[arg(long)]
+    take_over: bool,
+
     /// Where node ports answer: CIDRs, or `primary` [default: all addresses of the node].
     #[arg(long, value_name = "LIST")]
     nodeport_addresses: Option<NodePortAddresses>,
@@ -388,6 +392,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         nodeport_addresses: effective.nodeport_addresses.clone(),
         pods,
         masquerade_all: effective.masquerade_all,
+        take_over: args.take_over,
         limits: dataplane.limits(),
         pace: Pace { min_sync_period: effective.min_sync_period, sync_period: effective.sync_period },
     };

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use svc_common::Addr;
 use svc_common::map::{
     ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, BACKEND_LOCAL, BackendSlot, CIDR_PODS,
-    CIDR_SERVICES, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, FRONTEND_CLUSTER_IP,
-    FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_NODE_PORT,
-    FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, cluster_set, local_set,
+    CIDR_SERVICES, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, CONFIG_TAKE_OVER,
+    FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND,
+    FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, cluster_set, local_set,
 };
 
 use super::{NODE, State};
@@ -64,6 +64,7 @@ pub fn dump(state: &State) -> String {
         (CONFIG_DETECT_PODS_V4, "IPv4 pods are told apart"),
         (CONFIG_DETECT_PODS_V6, "IPv6 pods are told apart"),
         (CONFIG_MASQUERADE_ALL, "masquerade all"),
+        (CONFIG_TAKE_OVER, "take over"),
     ] {
         if state.config.flags & flag != 0 {
             let _ = writeln!(text, "{what}");

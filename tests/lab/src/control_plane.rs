@@ -22,7 +22,10 @@ use crate::manifests::{Manifests, identity};
 use crate::process::Process;
 use crate::topology::{CONTROL_PLANE, Lab, SERVICE_CIDRS, lan_v4};
 
-pub use self::binaries::{directory as binaries_directory, kube_proxy as kube_proxy_binary, kubernetes_version};
+pub use self::binaries::{
+    directory as binaries_directory, helm as helm_binary, kube_proxy as kube_proxy_binary, kubectl as kubectl_binary,
+    kubernetes_version,
+};
 
 const ADDRESS: std::net::Ipv4Addr = lan_v4(0x02);
 /// Another that its certificate is good for, and that the host does not have by itself.
@@ -129,12 +132,7 @@ impl ControlPlane {
             apply(&client, &account).await?;
             apply(&client, &binding).await
         })?;
-        let files = self.service_account();
-        fs::create_dir_all(&files)?;
-        fs::write(files.join("namespace"), NAMESPACE)?;
-        fs::copy(self.directory.join("ca.crt"), files.join("ca.crt"))?;
-        self.replace_token(lab)?;
-        let token = files.join("token").display().to_string();
+        let token = self.pod_files(lab)?.join("token").display().to_string();
         write_user(&self.directory, SERVICE_ACCOUNT, &json!({ "tokenFile": token }))?;
         let configuration = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "iptables",
@@ -144,6 +142,16 @@ impl ControlPlane {
         fs::write(self.configuration(), configuration.to_string())?;
         self.identity = identity;
         Ok(())
+    }
+
+    /// The directory with what a pod of the service account, which has to be there, finds in it.
+    pub fn pod_files(&mut self, lab: &Lab) -> Result<PathBuf> {
+        let files = self.service_account();
+        fs::create_dir_all(&files)?;
+        fs::write(files.join("namespace"), NAMESPACE)?;
+        fs::copy(self.directory.join("ca.crt"), files.join("ca.crt"))?;
+        self.replace_token(lab)?;
+        Ok(files)
     }
 
     /// Writes another token into the file, and then revokes the one that was there.
@@ -181,6 +189,53 @@ impl ControlPlane {
         kubeconfig(&self.directory, certificates::ADMIN)
     }
 
+    /// What kubectl says, as the administrator. Warnings count as errors.
+    pub fn kubectl(&self, lab: &Lab, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(kubectl_binary()?);
+        command.arg("--warnings-as-errors").args(arguments);
+        self.administer(lab, command)
+    }
+
+    /// What helm says, as the administrator.
+    pub fn helm(&self, lab: &Lab, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(helm_binary()?);
+        command.args(arguments);
+        self.administer(lab, command)
+    }
+
+    fn administer(&self, lab: &Lab, mut command: Command) -> Result<String> {
+        command
+            .env("KUBECONFIG", self.admin_kubeconfig())
+            .env("HOME", &self.directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let shown = format!("{command:?}");
+        let mut process = lab.spawn(CONTROL_PLANE, command)?;
+        let output = process.output()?;
+        if !output.status.success() {
+            bail!("{shown} ended with {}: {}", output.status, text(&output.stderr).trim());
+        }
+        Ok(text(&output.stdout))
+    }
+
+    /// What the agents' service account has asked of the API server: verb, group, resource, and the answer's code.
+    pub fn requests(&self) -> Result<Vec<[String; 4]>> {
+        let log = fs::read_to_string(self.audit_log())?;
+        let events = log.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let requests = events.iter().filter(|event| event["objectRef"].is_object()).map(|event| {
+            let group = event["objectRef"]["apiGroup"].as_str().unwrap_or_default().to_owned();
+            let resource = word(&event["objectRef"]["resource"]);
+            [word(&event["verb"]), group, resource, word(&event["responseStatus"]["code"])]
+        });
+        Ok(requests.collect())
+    }
+
+    fn audit_log(&self) -> PathBuf {
+        self.directory.join("audit.log")
+    }
+
     /// SIGKILL; etcd goes on.
     pub fn kill_api_server(&mut self) {
         self.api_server = None;
@@ -189,13 +244,16 @@ impl ControlPlane {
     /// Starts it, and waits until it is ready.
     pub fn start_api_server(&mut self, lab: &Lab) -> Result<()> {
         let file = |name: &str| self.directory.join(name).display().to_string();
+        fs::write(self.directory.join("audit-policy.json"), audit_policy().to_string())?;
         let (log_path, log) = lab.log("kube-apiserver")?;
         let mut command = Command::new(self.binaries.join("kube-apiserver"));
         command
             .arg("--etcd-servers=http://127.0.0.1:2379")
             .args([format!("--advertise-address={ADDRESS}"), format!("--secure-port={PORT}")])
             .arg(format!("--service-cluster-ip-range={SERVICE_CIDRS}"))
-            .arg("--authorization-mode=Node,RBAC")
+            .args(["--authorization-mode=Node,RBAC", "--allow-privileged=true"])
+            .arg(format!("--audit-policy-file={}", file("audit-policy.json")))
+            .arg(format!("--audit-log-path={}", self.audit_log().display()))
             .arg(format!("--client-ca-file={}", file("ca.crt")))
             .arg(format!("--tls-cert-file={}", file("server.crt")))
             .arg(format!("--tls-private-key-file={}", file("server.key")))
@@ -271,6 +329,19 @@ impl ControlPlane {
             })
         })
     }
+}
+
+/// What the agents ask, as far as they have a token.
+fn audit_policy() -> Value {
+    let agent = format!("system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}");
+    json!({
+        "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+        "rules": [{ "level": "Metadata", "users": [agent] }, { "level": "None" }],
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 async fn readyz(client: Client) -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::agent::{log_tail, wait_until_healthy};
@@ -63,6 +63,17 @@ impl KubeProxy {
 
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Takes its rules away, as `kube-proxy --cleanup` does on a real node.
+    pub fn cleanup(lab: &Lab, node: &Node) -> Result<()> {
+        let mut command = Command::new(kube_proxy_binary()?);
+        command.arg("--cleanup").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = lab.spawn(node.name, command)?.output()?;
+        if !output.status.success() {
+            bail!("kube-proxy --cleanup ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
     }
 
     pub fn log_tail(&self) -> String {

@@ -13,6 +13,7 @@ pub mod manifests;
 pub mod netns;
 pub mod offload;
 pub mod pieces;
+pub mod pod;
 pub mod probe;
 pub mod process;
 pub mod server;

@@ -1,4 +1,5 @@
 //! The lab's program: the demonstration, and what runs on the lab's hosts.
+mod contain;
 mod demo;
 mod enter;
 
@@ -25,13 +26,14 @@ enum Command {
     /// Answer what stands on the standard input, a JSON array of questions, by one of verdicts.
     Probe,
     Enter(enter::Options),
+    Contain(contain::Options),
     /// Listen for TCP connections there, and print what becomes of it: free, or why not.
     Bind {
         address: SocketAddr,
     },
     /// Remove what killed labs have left.
     Clean,
-    /// Build kube-apiserver and etcd where they are missing, and print their directory.
+    /// Build kube-apiserver, etcd, kube-proxy, kubectl and helm where they are missing, and print the first one's directory.
     ControlPlane,
 }
 
@@ -52,12 +54,19 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Client(options) => client::run(&options)?,
         Command::Probe => probe::run()?,
         Command::Enter(options) => enter::run(&options)?,
+        Command::Contain(options) => contain::run(&options)?,
         Command::Bind { address } => match TcpListener::bind(address) {
             Ok(_) => println!("free"),
             Err(error) => println!("{:?}", error.kind()),
         },
         Command::Clean => claim::sweep()?,
-        Command::ControlPlane => println!("{}", control_plane::binaries_directory()?.display()),
+        Command::ControlPlane => {
+            for binary in [control_plane::kube_proxy_binary, control_plane::kubectl_binary, control_plane::helm_binary]
+            {
+                binary()?;
+            }
+            println!("{}", control_plane::binaries_directory()?.display());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -25,7 +25,7 @@ impl Manifests {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "yaml") {
                 let text = fs::read_to_string(&path)?;
-                let objects = serde_saphyr::from_multiple(&text).with_context(|| format!("in {}", path.display()))?;
+                let objects = parse(&text).with_context(|| format!("in {}", path.display()))?;
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 files.insert(name, objects);
             }
@@ -93,6 +93,11 @@ impl Manifests {
         let objects = self.files.values_mut().flatten();
         objects.filter(|object| object["kind"] == "EndpointSlice").filter_map(|slice| slice["endpoints"].as_array_mut())
     }
+}
+
+/// The documents of a file.
+pub fn parse(text: &str) -> Result<Vec<Value>> {
+    Ok(serde_saphyr::from_multiple(text)?)
 }
 
 /// Kind and name.

@@ -1,10 +1,10 @@
 //! A process of the lab: in its host's network namespace and cgroup, and gone when the lab's owner is.
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::LazyLock;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
@@ -63,6 +63,20 @@ impl Process {
 
     pub fn wait(&mut self) -> Result<ExitStatus> {
         self.child.wait().context("cannot wait for a process")
+    }
+
+    /// Waits for its end, and gives what it wrote to its pipes.
+    pub fn output(&mut self) -> Result<Output> {
+        let mut output = self.child.stdout.take();
+        let mut errors = self.child.stderr.take();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        thread::scope(|scope| -> Result<()> {
+            let reader = scope.spawn(|| errors.as_mut().map(|pipe| pipe.read_to_end(&mut stderr)).transpose());
+            output.as_mut().map(|pipe| pipe.read_to_end(&mut stdout)).transpose()?;
+            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok(())
+        })?;
+        Ok(Output { status: self.wait()?, stdout, stderr })
     }
 
     /// SIGKILL.

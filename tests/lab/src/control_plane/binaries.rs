@@ -1,4 +1,4 @@
-//! kube-apiserver, etcd and kube-proxy: where envtest looks for them, else built from their Go modules, once.
+//! kube-apiserver, etcd, kube-proxy, kubectl and helm: where envtest looks for them, else built from their Go modules, once.
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,8 @@ const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../control-plane");
 const PROGRAMS: [(&str, &str); 2] =
     [("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"), ("etcd", "go.etcd.io/etcd/server/v3")];
 const KUBE_PROXY: (&str, &str) = ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy");
+const KUBECTL: (&str, &str) = ("kubectl", "k8s.io/kubernetes/cmd/kubectl");
+const HELM: &str = "helm.sh/helm/v4";
 
 /// That of kube-apiserver and etcd. Builds them where they are missing, which takes minutes.
 pub fn directory() -> Result<PathBuf> {
@@ -26,10 +28,25 @@ pub fn directory() -> Result<PathBuf> {
 
 /// kube-proxy, which envtest does not bring: built where it is not beside the others.
 pub fn kube_proxy() -> Result<PathBuf> {
-    let assets = env::var_os("KUBEBUILDER_ASSETS").map(|assets| Path::new(&assets).join(KUBE_PROXY.0));
+    beside(KUBE_PROXY)
+}
+
+/// kubectl, with kustomize inside.
+pub fn kubectl() -> Result<PathBuf> {
+    beside(KUBECTL)
+}
+
+/// helm, which has versions of its own.
+pub fn helm() -> Result<PathBuf> {
+    let name = format!("helm-{}", version(&requirements()?, HELM)?);
+    ensure(&versioned()?, (&name, &format!("{HELM}/cmd/helm")))
+}
+
+fn beside(program: (&str, &str)) -> Result<PathBuf> {
+    let assets = env::var_os("KUBEBUILDER_ASSETS").map(|assets| Path::new(&assets).join(program.0));
     match assets.filter(|path| path.is_file()) {
         Some(path) => Ok(path),
-        None => ensure(&versioned()?, KUBE_PROXY),
+        None => ensure(&versioned()?, program),
     }
 }
 
@@ -61,7 +78,7 @@ fn build(package: &str, target: &Path) -> Result<()> {
     eprintln!("  building {name}; this happens once and takes minutes");
     let start = Instant::now();
     // Under its final name only when it is whole: a build may be interrupted, or run twice at once.
-    let unfinished = target.with_extension(std::process::id().to_string());
+    let unfinished = target.with_file_name(format!("{name}.{}", std::process::id()));
     let status = Command::new("go")
         .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o"])
         .args([unfinished.as_os_str(), package.as_ref()])
