@@ -5,6 +5,7 @@ compile_error!("svc-agent programs the Linux kernel: build it on Linux");
 
 pub mod apply;
 pub mod attach;
+pub mod check;
 pub mod cidrs;
 pub mod cli;
 pub mod clsact;

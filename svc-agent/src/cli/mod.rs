@@ -1,5 +1,6 @@
 //! The command line: a file a subcommand.
 pub mod backends;
+pub mod check;
 pub mod cleanup;
 #[cfg(test)]
 mod example;
@@ -37,6 +38,12 @@ pub struct Cli {
 pub enum Command {
     /// Keep this node's Services served.
     Run(Box<run::Args>),
+    /// Say whether this machine is fit for the agent, and what to do where it is not.
+    ///
+    /// It takes the flags of `run`, and judges by them. Nothing is changed, attached or sent. Each line is ok, warning (the
+    /// agent starts, but not all is as it should be) or failed (it does not start, or traffic is lost); what to do stands
+    /// below. The exit code is 1 where a line says failed.
+    Check(Box<check::Args>),
     /// List the addresses that Services answer under.
     Services(services::Args),
     /// List the backends that Services have.
@@ -61,6 +68,11 @@ impl Cli {
         self.start_log();
         let result = match self.command {
             Command::Run(args) => run::run(*args),
+            Command::Check(args) => match check::run(&args) {
+                Ok(true) => Ok(()),
+                Ok(false) => return ExitCode::FAILURE,
+                Err(error) => Err(error),
+            },
             Command::Services(args) => services::run(&args),
             Command::Backends(args) => backends::run(&args),
             Command::Flows(args) => flows::run(&args),
@@ -70,7 +82,7 @@ impl Cli {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("svc-agent: {error:#}");
+                eprintln!("svc-agent: {}", print::escape(&format!("{error:#}")));
                 ExitCode::FAILURE
             }
         }
@@ -90,5 +102,17 @@ impl Cli {
             LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
             LogFormat::Json => log.json().flatten_event(true).init(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    #[test]
+    fn no_subcommand_has_the_same_flag_twice() {
+        Cli::command().debug_assert();
     }
 }
