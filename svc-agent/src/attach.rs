@@ -226,6 +226,12 @@ fn pin_name(hook: &str, interface: &str) -> String {
     format!("{hook}-{}", interface.replace('.', ":"))
 }
 
+/// The program and the interface of a pin that [`pin_name`] names; none for a socket hook.
+pub fn place(pin: &str) -> Option<(&str, String)> {
+    let (hook, interface) = pin.split_once('-')?;
+    Some((hook, interface.replace(':', ".")))
+}
+
 fn remove_pin(path: &Path) -> anyhow::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

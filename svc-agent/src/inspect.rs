@@ -198,6 +198,41 @@ impl Pins {
         Reason::ALL.iter().map(read).collect::<io::Result<_>>().with_context(|| unreadable(pin::COUNTERS))
     }
 
+    /// Which clients stay with which backends.
+    ///
+    /// # Errors
+    /// Where the map cannot be read.
+    pub fn affinity(&self) -> anyhow::Result<Vec<(AffinityKey, Affinity)>> {
+        self.entries(pin::AFFINITY)
+    }
+
+    /// The flow table as it stands, by sets; `see` is called with some thousands of them at a time.
+    ///
+    /// # Errors
+    /// Where the map cannot be read, or those of `see`.
+    pub fn copy_flows(&self, mut see: impl FnMut(u32, &[flow::Set]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        const SETS: usize = 4096;
+        let pages = self.map(pin::FLOWS)?.pages::<flow::Set>().with_context(|| unreadable(pin::FLOWS))?;
+        let mut sets = pages.iter().map(|set| {
+            // SAFETY: the set is in the mapped pages, which live until this function's end; no reference is made.
+            flow::Set(std::array::from_fn(|way| unsafe { flow::copy(&raw const (*set).0[way]) }))
+        });
+        let mut first = 0;
+        loop {
+            let some: Vec<flow::Set> = sets.by_ref().take(SETS).collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            see(first, &some)?;
+            first += some.len() as u32;
+        }
+    }
+
+    /// Where the maps are pinned.
+    pub fn maps(&self) -> PathBuf {
+        self.directory.join(MAPS)
+    }
+
     /// How much of each map that can be full is used.
     ///
     /// # Errors

@@ -38,3 +38,4 @@ pub mod store;
 pub mod sweep;
 pub mod sys;
 pub mod topology;
+pub mod trace;

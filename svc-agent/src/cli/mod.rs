@@ -11,6 +11,7 @@ pub mod selector;
 pub mod services;
 pub mod status;
 pub mod timeouts;
+pub mod trace;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -52,6 +53,11 @@ pub enum Command {
     Flows(flows::Args),
     /// Show what is attached, how full it is and what was counted.
     Status(status::Args),
+    /// Say what becomes of a connection: trace tcp 10.244.1.5 '->' 10.96.0.10:53
+    ///
+    /// The program in the kernel is asked, over the tables in use and copies of what it writes: no packet is sent, and nothing
+    /// changes. What a socket gets is computed from the same tables.
+    Trace(trace::Args),
     /// Take everything out of the kernel; stop the agent first.
     Cleanup(cleanup::Args),
 }
@@ -63,6 +69,11 @@ pub enum LogFormat {
 }
 
 impl Cli {
+    /// The process' own arguments. An arrow between two addresses (`trace`) is for the reader only.
+    pub fn from_arguments() -> Self {
+        Cli::parse_from(std::env::args_os().filter(|argument| argument != "->"))
+    }
+
     /// Runs the subcommand. A failure is one sentence on stderr and exit code 1; clap's own is 2.
     pub fn run(self) -> ExitCode {
         self.start_log();
@@ -77,6 +88,7 @@ impl Cli {
             Command::Backends(args) => backends::run(&args),
             Command::Flows(args) => flows::run(&args),
             Command::Status(args) => status::run(&args),
+            Command::Trace(args) => trace::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
         };
         match result {

@@ -1,8 +1,9 @@
 //! The kernel part loaded once more, apart from the one in use: nothing is attached or pinned, and all is gone with it.
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use aya::maps::Map;
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
 
@@ -44,6 +45,17 @@ pub fn over(directory: &Path) -> anyhow::Result<Ebpf> {
         }
     }
     Ok(loader.load(OBJECT)?)
+}
+
+/// A map of the kernel part.
+///
+/// # Errors
+/// Where it has none of this name.
+pub fn map<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<BorrowedFd<'a>> {
+    match ebpf.map(name).with_context(|| format!("the kernel part has no map {name}"))? {
+        Map::Array(map) | Map::LruHashMap(map) | Map::PerCpuArray(map) => Ok(map.fd().as_fd()),
+        other => bail!("the map {name} is of an unexpected kind: {other:?}"),
+    }
 }
 
 /// # Errors
