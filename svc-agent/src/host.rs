@@ -335,6 +335,11 @@ pub fn random() -> anyhow::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// Of CLOCK_MONOTONIC, by which affinity goes.
+pub fn monotonic_seconds() -> u32 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() as u32)
+}
+
 /// The flow table's clock ([`svc_common::flow::TICK_SHIFT`]).
 pub fn flow_tick() -> u16 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,4 +1,6 @@
 //! What the kernel has, read from the pins: works with or without an agent that runs, and changes nothing.
+pub mod agent;
+pub mod details;
 pub mod map;
 
 use std::collections::BTreeMap;

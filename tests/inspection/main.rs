@@ -1,5 +1,6 @@
 //! What the agent's other subcommands say of a node at work.
 mod check;
+mod listings;
 mod trace;
 
 use serde_json::Value;

@@ -1,10 +1,13 @@
 //! The command line: a file a subcommand.
+pub mod affinity;
 pub mod backends;
 pub mod check;
 pub mod cleanup;
 #[cfg(test)]
 mod example;
 pub mod flows;
+pub mod maps;
+pub mod namespaces;
 pub mod print;
 pub mod run;
 pub mod selector;
@@ -51,7 +54,13 @@ pub enum Command {
     Backends(backends::Args),
     /// List the flows from outside that are under way.
     Flows(flows::Args),
+    /// List which clients stay with which backends (ClientIP affinity).
+    Affinity(affinity::Args),
+    /// List the kernel's maps, how full each is and what gives it more room.
+    Maps(maps::Args),
     /// Show what is attached, how full it is and what was counted.
+    ///
+    /// With --verbose also programs, modes, versions and what the running agent says of itself.
     Status(status::Args),
     /// Say what becomes of a connection: trace tcp 10.244.1.5 '->' 10.96.0.10:53
     ///
@@ -87,7 +96,9 @@ impl Cli {
             Command::Services(args) => services::run(&args),
             Command::Backends(args) => backends::run(&args),
             Command::Flows(args) => flows::run(&args),
-            Command::Status(args) => status::run(&args),
+            Command::Affinity(args) => affinity::run(&args),
+            Command::Maps(args) => maps::run(&args),
+            Command::Status(args) => status::run(&args, self.verbose > 0),
             Command::Trace(args) => trace::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
         };

@@ -19,6 +19,7 @@ use svc_ebpf::tables::Tables as _;
 use crate::attach::SOCKET_HOOKS;
 use crate::dataplane::State;
 use crate::dataplane::dump::{address_and_port, kind, source_ranges};
+use crate::host;
 use crate::inspect::{Hook, Pins};
 use crate::object::Protocol;
 use crate::plan::PortName;
@@ -118,7 +119,7 @@ pub fn ask(pins: &Pins, question: &Question) -> anyhow::Result<Answer> {
     let (source, destination) = (ends.source.ip(), ends.destination.ip());
     let place = place::find(&state, &hooks, source, destination, *from, interface.as_deref())?;
     let affinity = pins.affinity()?;
-    let known = Known::new(&state, &affinity, monotonic_seconds());
+    let known = Known::new(&state, &affinity, host::monotonic_seconds());
     let served = frontend(&known, *protocol, ends.destination, place.from)
         .map(|frontend| served(&state, &known, &frontend, source, place.from));
     let frame = packet::first(*protocol, *ends)?;
@@ -133,10 +134,6 @@ pub fn ask(pins: &Pins, question: &Question) -> anyhow::Result<Answer> {
         service: served.ok(),
         interface: place.interface,
     })
-}
-
-fn monotonic_seconds() -> u32 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() as u32)
 }
 
 fn frontend(known: &Known<'_>, protocol: Protocol, destination: SocketAddr, from: From) -> Result<Frontend, Reason> {
