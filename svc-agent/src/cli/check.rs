@@ -49,7 +49,7 @@ fn text(findings: &[Finding]) -> String {
 }
 
 /// Those that explain others come first.
-fn findings(args: &run::Args) -> Vec<Finding> {
+pub(super) fn findings(args: &run::Args) -> Vec<Finding> {
     let proc = Path::new(PROC);
     let mut findings = vec![kernel::version(proc), kernel::capabilities(), kernel::jit(proc)];
     findings.push(places::cgroup(args.cgroup.as_deref()));

@@ -1,11 +1,14 @@
 //! The command line: a file a subcommand.
 pub mod affinity;
 pub mod backends;
+pub mod bugreport;
 pub mod check;
 pub mod cleanup;
+pub mod completions;
 #[cfg(test)]
 mod example;
 pub mod flows;
+pub mod man;
 pub mod maps;
 pub mod namespaces;
 pub mod print;
@@ -67,6 +70,15 @@ pub enum Command {
     /// The program in the kernel is asked, over the tables in use and copies of what it writes: no packet is sent, and nothing
     /// changes. What a socket gets is computed from the same tables.
     Trace(trace::Args),
+    /// Write an archive for whoever is to look into a problem; it has no secrets.
+    ///
+    /// What is checked, status, services, backends, maps, affinity, flows (10,000 of them), kernel settings, interfaces and routes:
+    /// no tokens, no kubeconfig, no environment, no packets. What it holds is listed.
+    Bugreport(Box<bugreport::Args>),
+    /// Print what a shell completes svc-agent's arguments by: completions bash > /etc/bash_completion.d/svc-agent
+    Completions(completions::Args),
+    /// Write manual pages.
+    Man(man::Args),
     /// Take everything out of the kernel; stop the agent first.
     Cleanup(cleanup::Args),
 }
@@ -100,6 +112,9 @@ impl Cli {
             Command::Maps(args) => maps::run(&args),
             Command::Status(args) => status::run(&args, self.verbose > 0),
             Command::Trace(args) => trace::run(&args),
+            Command::Bugreport(args) => bugreport::run(&args),
+            Command::Completions(args) => completions::run(&args),
+            Command::Man(args) => man::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
         };
         match result {

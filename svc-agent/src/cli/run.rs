@@ -124,11 +124,11 @@ pub struct Args {
 
     /// Where /healthz and /livez are served [default: 0.0.0.0:10256].
     #[arg(long, value_name = "ADDRESS")]
-    healthz_bind_address: Option<SocketAddr>,
+    pub(super) healthz_bind_address: Option<SocketAddr>,
 
     /// Where /metrics is served [default: 127.0.0.1:10249].
     #[arg(long, value_name = "ADDRESS")]
-    metrics_bind_address: Option<SocketAddr>,
+    pub(super) metrics_bind_address: Option<SocketAddr>,
 
     /// How many flows the kernel keeps track of at a time.
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(64..=1 << 28))]
@@ -461,7 +461,7 @@ fn access(args: &Args, effective: &Effective) -> Access {
     }
 }
 
-fn host_name() -> Option<String> {
+pub(super) fn host_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     Some(name.trim().to_lowercase()).filter(|name| !name.is_empty())
 }

@@ -31,6 +31,18 @@ pub struct Args {
     inspect: Inspect,
 }
 
+impl Args {
+    /// Of the agent with these flags of `run`.
+    pub(super) fn of(bpffs: &Path, healthz: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Self {
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Args {
+            healthz_bind_address: healthz.unwrap_or_else(|| local(HEALTHZ_PORT)),
+            metrics_bind_address: metrics.unwrap_or_else(|| local(METRICS_PORT)),
+            inspect: Inspect { bpffs: bpffs.to_owned(), output: Format::Json },
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report<'a> {
@@ -103,14 +115,20 @@ impl Row for Program {
 /// # Errors
 /// Where the pins cannot be read.
 pub fn run(args: &Args, verbose: bool) -> anyhow::Result<()> {
-    let report = report(args, verbose)?;
+    let report = gather(args, verbose)?;
     match args.inspect.output {
         Format::Table => print::text(&print::escape(&report.text())),
         format => print::data(format, &report),
     }
 }
 
-fn report(args: &Args, verbose: bool) -> anyhow::Result<Report<'_>> {
+/// # Errors
+/// As [`run`].
+pub(super) fn report(args: &Args, verbose: bool) -> anyhow::Result<impl Serialize + '_> {
+    gather(args, verbose)
+}
+
+fn gather(args: &Args, verbose: bool) -> anyhow::Result<Report<'_>> {
     let pins = Pins::open(&args.inspect.bpffs)?;
     let state = pins.state()?;
     let (hooks, sizes, flows, counters) = (pins.hooks()?, pins.sizes(&state)?, pins.flow_table()?, pins.counters()?);
