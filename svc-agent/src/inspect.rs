@@ -161,12 +161,19 @@ impl Pins {
     /// # Errors
     /// Where a map cannot be read.
     pub fn flows(&self) -> anyhow::Result<Vec<Flow>> {
-        let state = self.state()?;
+        self.flows_of(&self.state()?)
+    }
+
+    /// As [`Pins::flows`], where `state` was read already.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn flows_of(&self, state: &State) -> anyhow::Result<Vec<Flow>> {
         let uplinks: Vec<Uplink> = state.uplinks.values().copied().collect();
         let mut flows = Vec::new();
         self.each_cell(|cell| {
             if !cell.reverse && !cell.expired {
-                flows.push(flow_of(&cell, &state, &uplinks));
+                flows.push(flow_of(&cell, state, &uplinks));
             }
         })?;
         flows.sort();

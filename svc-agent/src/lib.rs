@@ -37,5 +37,6 @@ pub mod status;
 pub mod store;
 pub mod sweep;
 pub mod sys;
+pub mod top;
 pub mod topology;
 pub mod trace;

@@ -17,6 +17,7 @@ pub mod selector;
 pub mod services;
 pub mod status;
 pub mod timeouts;
+pub mod top;
 pub mod trace;
 
 use std::io::IsTerminal as _;
@@ -65,6 +66,11 @@ pub enum Command {
     ///
     /// With --verbose also programs, modes, versions and what the running agent says of itself.
     Status(status::Args),
+    /// Watch services and their backends by flows under way and new ones a second.
+    ///
+    /// The kernel keeps no packets or bytes for each service: they are shown for all together. Connections that sockets made are no
+    /// flows, and are counted together as well.
+    Top(top::Args),
     /// Say what becomes of a connection: trace tcp 10.244.1.5 '->' 10.96.0.10:53
     ///
     /// The program in the kernel is asked, over the tables in use and copies of what it writes: no packet is sent, and nothing
@@ -111,6 +117,7 @@ impl Cli {
             Command::Affinity(args) => affinity::run(&args),
             Command::Maps(args) => maps::run(&args),
             Command::Status(args) => status::run(&args, self.verbose > 0),
+            Command::Top(args) => top::run(&args),
             Command::Trace(args) => trace::run(&args),
             Command::Bugreport(args) => bugreport::run(&args),
             Command::Completions(args) => completions::run(&args),
