@@ -34,15 +34,18 @@ impl Capabilities {
     pub const NET_ADMIN: Self = Capabilities(1 << 12);
     pub const SYS_PTRACE: Self = Capabilities(1 << 19);
     pub const SYS_ADMIN: Self = Capabilities(1 << 21);
+    pub const PERFMON: Self = Capabilities(1 << 38);
     pub const BPF: Self = Capabilities(1 << 39);
 
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// NET_ADMIN and BPF, or SYS_ADMIN, which stood for the latter before Linux 5.8.
+    /// NET_ADMIN, BPF, and PERFMON, without which the verifier takes no program that keeps pointers on its stack; or
+    /// SYS_ADMIN in the place of these two, for which it stood before Linux 5.8.
     pub const fn may_run(self) -> bool {
-        self.has(Self::NET_ADMIN) && (self.has(Self::BPF) || self.has(Self::SYS_ADMIN))
+        let loads = self.has(Self::BPF) && self.has(Self::PERFMON);
+        self.has(Self::NET_ADMIN) && (loads || self.has(Self::SYS_ADMIN))
     }
 }
 
@@ -66,9 +69,11 @@ pub fn cgroup(wanted: Option<&Path>) -> anyhow::Result<File> {
         Some(path) => path.to_owned(),
         None => cgroup2_mount()?,
     };
-    let file = File::open(&path).with_context(|| format!("--cgroup {}", path.display()))?;
-    let kind = statfs(&path).with_context(|| format!("--cgroup {}", path.display()))?.filesystem_type();
-    ensure!(kind == CGROUP2_SUPER_MAGIC, "--cgroup {} is not in a cgroup v2 hierarchy", path.display());
+    const REMEDY: &str = "name a directory of cgroup v2, which `findmnt -t cgroup2` finds";
+    let named = |what: &str| format!("--cgroup {}{what}: {REMEDY}", path.display());
+    let file = File::open(&path).with_context(|| named(""))?;
+    let kind = statfs(&path).with_context(|| named(""))?.filesystem_type();
+    ensure!(kind == CGROUP2_SUPER_MAGIC, named(" is not in a cgroup v2 hierarchy"));
     Ok(file)
 }
 
@@ -120,7 +125,7 @@ pub fn exists(name: &str) -> bool {
 /// Where one does not exist, or none is found.
 pub fn uplinks(wanted: &[String]) -> anyhow::Result<Vec<String>> {
     for name in wanted {
-        ensure!(exists(name), "--uplink {name}: there is no such interface");
+        ensure!(exists(name), "--uplink {name}: there is no such interface; `ip link` lists those that are");
     }
     if !wanted.is_empty() {
         return Ok(wanted.to_vec());

@@ -321,7 +321,12 @@ impl Pins {
         ids.into_iter()
             .filter_map(|(set, id)| read_set(&outer, set, id).transpose().map(|slots| Ok((set, slots?))))
             .collect::<io::Result<_>>()
-            .with_context(|| unreadable(pin::BACKEND_SETS))
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    anyhow::anyhow!("{}: that needs root, or the capability SYS_ADMIN", unreadable(pin::BACKEND_SETS))
+                }
+                _ => anyhow::Error::new(error).context(unreadable(pin::BACKEND_SETS)),
+            })
     }
 
     /// Returns how many cells there are, the free ones included.

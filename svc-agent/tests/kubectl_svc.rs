@@ -38,14 +38,14 @@ fn svc(agents: &str, arguments: &[&str]) -> (Output, Vec<String>) {
 }
 
 #[rstest]
-#[case::the_first_node(&["services", "-n", "a b"], "--namespace|kube-system|exec|pod-a|--container|svc-agent|--|svc-agent|services|-n|a b|", 0)]
-#[case::a_chosen_one(&["--node", "node-b", "maps"], "--namespace|kube-system|exec|pod-b|--container|svc-agent|--|svc-agent|maps|", 3)]
+#[case::the_first_node(&["services", "-n", "a b"], "--namespace|kube-system|exec|pod-a|--|svc-agent|services|-n|a b|", 0)]
+#[case::a_chosen_one(&["--node", "node-b", "maps"], "--namespace|kube-system|exec|pod-b|--|svc-agent|maps|", 3)]
 #[case::another_cluster(
     &["--context=c", "--agent-namespace", "net", "flows", "--node", "x"],
-    "--context|c|--namespace|net|exec|pod-a|--container|svc-agent|--|svc-agent|flows|--node|x|",
+    "--context|c|--namespace|net|exec|pod-a|--|svc-agent|flows|--node|x|",
     0
 )]
-#[case::on_a_terminal(&["top"], "--namespace|kube-system|exec|--stdin|--tty|pod-a|--container|svc-agent|--|svc-agent|top|", 0)]
+#[case::on_a_terminal(&["top"], "--namespace|kube-system|exec|--stdin|--tty|pod-a|--|svc-agent|top|", 0)]
 fn the_agent_on_a_node_is_asked(#[case] arguments: &[&str], #[case] asked: &str, #[case] code: i32) {
     let (output, log) = svc(AGENTS, arguments);
     assert_eq!(log.last().map(String::as_str), Some(asked));
@@ -60,7 +60,7 @@ fn all_nodes_are_asked_and_the_worst_exit_code_is_told() {
 }
 
 #[rstest]
-#[case::no_agents("", &["services"], "no pod with the label app.kubernetes.io/name=svc-agent")]
+#[case::no_agents("", &["services"], "no pod with the label app.kubernetes.io/name in (svc, svc-agent) runs in the namespace kube-system")]
 #[case::no_such_node(AGENTS, &["--node", "node-c", "services"], "--node node-c: no agent runs there; agents run on: node-a node-b")]
 #[case::both(AGENTS, &["--node", "a", "--all-nodes", "services"], "exclude each other")]
 #[case::unknown_flag(AGENTS, &["--nodes", "services"], "--nodes is no flag of kubectl svc")]

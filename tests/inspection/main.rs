@@ -1,4 +1,5 @@
 //! What the agent's other subcommands say of a node at work.
+mod bad_days;
 mod bugreport;
 mod check;
 mod listings;

@@ -2,7 +2,7 @@
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use aya::programs::{Program, ProgramError};
+use aya::programs::Program;
 
 use super::Finding;
 use crate::dataplane::{TcMode, apart};
@@ -55,7 +55,11 @@ fn grade(capabilities: Capabilities) -> Finding {
         absent.map(|(name, _)| (*name).to_owned()).collect()
     };
     if !capabilities.may_run() {
-        let missing = missing(&[("NET_ADMIN", Capabilities::NET_ADMIN), ("BPF", Capabilities::BPF)]);
+        let missing = missing(&[
+            ("NET_ADMIN", Capabilities::NET_ADMIN),
+            ("BPF", Capabilities::BPF),
+            ("PERFMON", Capabilities::PERFMON),
+        ]);
         return Finding::failed(CHECK, format!("without {}", missing.join(", ")), GIVE);
     }
     let missing = missing(&[
@@ -92,10 +96,11 @@ pub fn programs(tc: TcMode) -> Vec<Finding> {
     let loaded = apart::alone().and_then(|mut ebpf| {
         // The verifier takes its time for each, and does several at once.
         std::thread::scope(|scope| {
-            let load = |(name, program)| {
-                scope.spawn(move || apart::load(program).map_err(|error| anyhow::anyhow!("{name}: {}", cause(&error))))
-            };
-            let loading: Vec<_> = ebpf.programs_mut().map(load).collect();
+            let mut loading = Vec::new();
+            for (name, program) in ebpf.programs_mut() {
+                let name = name.to_owned();
+                loading.push(scope.spawn(move || apart::load(program).map_err(|error| error.context(name))));
+            }
             loading.into_iter().try_for_each(|thread| thread.join().expect("loading a program does not panic"))
         })?;
         Ok(ebpf)
@@ -128,14 +133,6 @@ fn attaching(tc: TcMode, has_tcx: bool) -> Finding {
     }
 }
 
-/// Without the verifier's log, which has thousands of lines.
-fn cause(error: &anyhow::Error) -> String {
-    match error.downcast_ref::<ProgramError>() {
-        Some(ProgramError::LoadError { io_error, .. }) => io_error.to_string(),
-        _ => format!("{error:#}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,9 +150,10 @@ mod tests {
 
     #[rstest]
     #[case::root(Capabilities(u64::MAX), Grade::Ok, "all that are needed")]
-    #[case::none(Capabilities(0), Grade::Failed, "without NET_ADMIN, BPF")]
-    #[case::network_only(Capabilities::NET_ADMIN, Grade::Failed, "without BPF")]
-    #[case::least(Capabilities(Capabilities::NET_ADMIN.0 | Capabilities::BPF.0), Grade::Warning, "without SYS_ADMIN (")]
+    #[case::none(Capabilities(0), Grade::Failed, "without NET_ADMIN, BPF, PERFMON")]
+    #[case::network_only(Capabilities::NET_ADMIN, Grade::Failed, "without BPF, PERFMON")]
+    #[case::no_perfmon(Capabilities(1 << 12 | 1 << 39), Grade::Failed, "without PERFMON")]
+    #[case::least(Capabilities(1 << 12 | 1 << 38 | 1 << 39), Grade::Warning, "without SYS_ADMIN (")]
     fn what_is_missing_is_named(#[case] capabilities: Capabilities, #[case] result: Grade, #[case] found: &str) {
         let finding = grade(capabilities);
         assert_eq!(finding.result, result, "{finding:?}");

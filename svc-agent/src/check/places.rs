@@ -22,11 +22,8 @@ pub fn cgroup(wanted: Option<&Path>) -> Finding {
         );
     };
     if let Err(error) = host::cgroup(Some(&directory)) {
-        return Finding::failed(
-            CHECK,
-            format!("{error:#}"),
-            "name a directory of cgroup v2: `findmnt -t cgroup2` says where it is mounted",
-        );
+        let found = format!("--cgroup {} is no directory of cgroup v2 ({})", directory.display(), error.root_cause());
+        return Finding::failed(CHECK, found, "`findmnt -t cgroup2` says where it is mounted");
     }
     let shown = directory.display();
     // Only the root of the whole hierarchy has no type.

@@ -336,6 +336,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let healthz = serve::bind("--healthz-bind-address", effective.healthz_bind_address).await?;
     let metrics = serve::bind("--metrics-bind-address", effective.metrics_bind_address).await?;
     // A folder or a client that cannot be had is told before the kernel is touched.
+    if let Some(path) = &effective.kubeconfig {
+        std::fs::File::open(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
+    }
     let source = match &args.manifests {
         Some(directory) => {
             std::fs::read_dir(directory).with_context(|| format!("--manifests {}", directory.display()))?;
@@ -467,7 +470,10 @@ pub(super) fn host_name() -> Option<String> {
 }
 
 fn require_privilege() -> anyhow::Result<()> {
-    ensure!(host::capabilities()?.may_run(), "run needs root, or the capabilities NET_ADMIN and BPF: try sudo");
+    ensure!(
+        host::capabilities()?.may_run(),
+        "run needs root, or the capabilities NET_ADMIN, BPF and PERFMON: try sudo"
+    );
     Ok(())
 }
 

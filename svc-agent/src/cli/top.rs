@@ -9,6 +9,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 use svc_common::map::cluster_set;
 
 use super::run::duration;
+use crate::dataplane::State;
 use crate::inspect::Pins;
 use crate::plan::PortName;
 use crate::top::model::{Input, Model, Sort};
@@ -38,10 +39,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "top needs a terminal: `svc-agent flows -o json` is for scripts"
     );
     let pins = Pins::open(&args.bpffs)?;
+    let mut eye = Eye { state: pins.state()?, pins, looks: 0 };
     let mut rates = Rates::default();
     let mut model = Model::default();
     let mut looked = Instant::now();
-    model.show(rates.next(look(&pins)?, args.interval));
+    model.show(rates.next(eye.look()?, args.interval));
     let mut terminal = ratatui::try_init().context("setting up the terminal")?;
     let result = (|| {
         while !model.quit {
@@ -54,7 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             } else {
                 let elapsed = looked.elapsed();
                 looked = Instant::now();
-                model.show(rates.next(look(&pins)?, elapsed));
+                model.show(rates.next(eye.look()?, elapsed));
             }
         }
         Ok(())
@@ -63,14 +65,29 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     result
 }
 
-fn look(pins: &Pins) -> anyhow::Result<Sample> {
-    let state = pins.state()?;
-    let mut services: BTreeMap<String, usize> = BTreeMap::new();
-    for (id, name) in &state.services {
-        let Some(name) = PortName::from_map(name) else { continue };
-        *services.entry(name.service.to_string()).or_default() += state.sets.get(&cluster_set(*id)).map_or(0, Vec::len);
+/// Services change less often than flows, and reading ten thousand of them costs a tenth of a second.
+const LOOKS_A_STATE: u32 = 5;
+
+struct Eye {
+    pins: Pins,
+    state: State,
+    looks: u32,
+}
+
+impl Eye {
+    fn look(&mut self) -> anyhow::Result<Sample> {
+        self.looks += 1;
+        if self.looks.is_multiple_of(LOOKS_A_STATE) {
+            self.state = self.pins.state()?;
+        }
+        let mut services: BTreeMap<String, usize> = BTreeMap::new();
+        for (id, name) in &self.state.services {
+            let Some(name) = PortName::from_map(name) else { continue };
+            let backends = self.state.sets.get(&cluster_set(*id)).map_or(0, Vec::len);
+            *services.entry(name.service.to_string()).or_default() += backends;
+        }
+        Ok(Sample { flows: self.pins.flows_of(&self.state)?, counters: self.pins.counters()?, services })
     }
-    Ok(Sample { flows: pins.flows_of(&state)?, counters: pins.counters()?, services })
 }
 
 fn input(event: &Event) -> Option<Input> {
