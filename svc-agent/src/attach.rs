@@ -14,6 +14,7 @@ use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode as AyaXdpMode,
 };
 
+use crate::dataplane::apart::refusal;
 use crate::dataplane::{TcMode, XdpMode};
 use crate::filters::Filters;
 use crate::host;
@@ -226,6 +227,12 @@ fn pin_name(hook: &str, interface: &str) -> String {
     format!("{hook}-{}", interface.replace('.', ":"))
 }
 
+/// The program and the interface of a pin that [`pin_name`] names; none for a socket hook.
+pub fn place(pin: &str) -> Option<(&str, String)> {
+    let (hook, interface) = pin.split_once('-')?;
+    Some((hook, interface.replace(':', ".")))
+}
+
 fn remove_pin(path: &Path) -> anyhow::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -261,7 +268,7 @@ fn socket_hook(ebpf: &mut Ebpf, links: &Path, cgroup: &File, hook: &str) -> anyh
     let program: &mut CgroupSockAddr =
         ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?;
     if program.fd().is_err() {
-        program.load().with_context(|| format!("loading {name}"))?;
+        program.load().map_err(refusal).with_context(|| format!("loading {name}"))?;
     }
     let path = links.join(hook);
     if take_over(&path, program.fd()?.as_fd())? {
@@ -292,7 +299,7 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, direction: &str) -> anyhow::Result<&'a mut
     let program: &mut SchedClassifier =
         ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?;
     if program.fd().is_err() {
-        program.load().with_context(|| format!("loading {name}"))?;
+        program.load().map_err(refusal).with_context(|| format!("loading {name}"))?;
     }
     Ok(program)
 }
@@ -311,7 +318,7 @@ fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> any
     let name = "svc_xdp";
     let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
     if program.fd().is_err() {
-        program.load().with_context(|| format!("loading {name}"))?;
+        program.load().map_err(refusal).with_context(|| format!("loading {name}"))?;
     }
     if take_over(&path, program.fd()?.as_fd())? {
         return Ok(true);

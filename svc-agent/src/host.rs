@@ -26,25 +26,66 @@ pub fn check_kernel() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The cgroup v2 directory whose processes are served: `wanted`, or the root of the hierarchy that is mounted below it, as on
-/// hosts that have version 1 as well; without `wanted` wherever it is mounted.
+/// A set of capabilities(7), by their numbers' bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capabilities(pub u64);
+
+impl Capabilities {
+    pub const NET_ADMIN: Self = Capabilities(1 << 12);
+    pub const SYS_PTRACE: Self = Capabilities(1 << 19);
+    pub const SYS_ADMIN: Self = Capabilities(1 << 21);
+    pub const PERFMON: Self = Capabilities(1 << 38);
+    pub const BPF: Self = Capabilities(1 << 39);
+
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// NET_ADMIN, BPF, and PERFMON, without which the verifier takes no program that keeps pointers on its stack; or
+    /// SYS_ADMIN in the place of these two, for which it stood before Linux 5.8.
+    pub const fn may_run(self) -> bool {
+        let loads = self.has(Self::BPF) && self.has(Self::PERFMON);
+        self.has(Self::NET_ADMIN) && (loads || self.has(Self::SYS_ADMIN))
+    }
+}
+
+/// This process' effective ones.
+///
+/// # Errors
+/// Where they cannot be read.
+pub fn capabilities() -> anyhow::Result<Capabilities> {
+    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.map(Capabilities).context("/proc/self/status has no CapEff")
+}
+
+/// The cgroup v2 directory whose processes are served, of [`cgroup_directory`].
 ///
 /// # Errors
 /// Where there is none.
 pub fn cgroup(wanted: Option<&Path>) -> anyhow::Result<File> {
+    let path = cgroup_directory(wanted)?;
+    File::open(&path).with_context(|| format!("opening {}", path.display()))
+}
+
+/// `wanted`, or the root of the hierarchy that is mounted below it, as on hosts that have version 1 as well; without `wanted`
+/// wherever cgroup v2 is mounted.
+///
+/// # Errors
+/// Where there is none.
+pub fn cgroup_directory(wanted: Option<&Path>) -> anyhow::Result<PathBuf> {
+    const REMEDY: &str = "name a directory of cgroup v2, which `findmnt -t cgroup2` finds";
     let Some(path) = wanted else {
-        let path = cgroup2_mount(Path::new("/"))?.context(
+        return cgroup2_mount(Path::new("/"))?.context(
             "cgroup v2 is not mounted: `mount -t cgroup2 none /sys/fs/cgroup`, or say where it is with --cgroup",
-        )?;
-        return File::open(&path).with_context(|| format!("opening {}", path.display()));
+        );
     };
-    let told = || format!("--cgroup {}", path.display());
-    let file = File::open(path).with_context(told)?;
-    if is_cgroup2(path).with_context(told)? {
-        return Ok(file);
+    let named = |what: &str| format!("--cgroup {}{what}: {REMEDY}", path.display());
+    if is_cgroup2(path).with_context(|| named(""))? {
+        return Ok(path.to_owned());
     }
-    let mount = cgroup2_mount(path)?.with_context(|| format!("{} is not in a cgroup v2 hierarchy", told()))?;
-    File::open(&mount).with_context(|| format!("opening {}", mount.display()))
+    cgroup2_mount(path)?.with_context(|| named(" is not in a cgroup v2 hierarchy"))
 }
 
 /// Whether the directory is one of cgroup v2.
@@ -113,7 +154,7 @@ pub fn exists(name: &str) -> bool {
 /// Where one does not exist, or none is found.
 pub fn uplinks(wanted: &[String]) -> anyhow::Result<Vec<String>> {
     for name in wanted {
-        ensure!(exists(name), "--uplink {name}: there is no such interface");
+        ensure!(exists(name), "--uplink {name}: there is no such interface; `ip link` lists those that are");
     }
     if !wanted.is_empty() {
         return Ok(wanted.to_vec());
@@ -135,7 +176,7 @@ pub fn is_hardware(name: &str) -> bool {
 }
 
 /// Whether the interface is a tunnel whose packets have link headers.
-fn is_ethernet_tunnel(name: &str) -> bool {
+pub fn is_ethernet_tunnel(name: &str) -> bool {
     driver(name).is_some_and(|(driver, _)| driver == "vxlan" || driver == "geneve")
 }
 
@@ -170,6 +211,23 @@ fn driver(name: &str) -> Option<(String, String)> {
     let text =
         |bytes: &[u8]| String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
     (result == 0).then(|| (text(&info.texts[0]), text(&info.bus)))
+}
+
+/// The largest packet that the interface takes, without its link header; none where it is not told.
+pub fn mtu(name: &str) -> Option<u32> {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+    // SAFETY: all zeros is a value of this plain struct.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return None;
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the request is the kernel's own struct.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) };
+    // SAFETY: the answer's field of this question.
+    (result == 0).then(|| unsafe { request.ifr_ifru.ifru_mtu }.cast_unsigned())
 }
 
 fn interface_names() -> anyhow::Result<Vec<String>> {
@@ -207,13 +265,21 @@ const LOWEST_SNAT_PORT: u16 = 1_024;
 /// Fewer would not do: connections to one backend would soon be turned away.
 const FEWEST_SNAT_PORTS: u32 = 1_024;
 
-/// Source ports for forwarded traffic, first and last: the widest range that neither the node's own sockets nor NodePorts
-/// use. Ports that the kernel keeps from sockets (net.ipv4.ip_local_reserved_ports) are nobody's. Where too few are left,
-/// sockets may have some of them: the log says what to do about that.
+/// Source ports for forwarded traffic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SourcePorts {
+    pub first: u16,
+    pub last: u16,
+    /// First and last of net.ipv4.ip_local_port_range, where sockets of the node may have some of these ports as well.
+    pub shared_with: Option<(u16, u16)>,
+}
+
+/// The widest range that neither the node's own sockets nor NodePorts use. Ports that the kernel keeps from sockets
+/// (net.ipv4.ip_local_reserved_ports) are nobody's. Where too few are left, sockets may have some of them.
 ///
 /// # Errors
 /// Where the kernel's settings cannot be read.
-pub fn snat_ports() -> anyhow::Result<(u16, u16)> {
+pub fn source_ports() -> anyhow::Result<SourcePorts> {
     let read = |name: &str| {
         let path = Path::new("/proc/sys/net/ipv4").join(name);
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
@@ -224,19 +290,11 @@ pub fn snat_ports() -> anyhow::Result<(u16, u16)> {
         bail!("net.ipv4.ip_local_port_range is {text:?}")
     };
     let reserved = port_ranges(&read("ip_local_reserved_ports")?);
-    if let Some(ports) = widest_gap(&without((first, last), &reserved)) {
-        return Ok(ports);
+    if let Some((first, last)) = widest_gap(&without((first, last), &reserved)) {
+        return Ok(SourcePorts { first, last, shared_with: None });
     }
     let ports = widest_gap(&[]).expect("all but NodePorts are enough");
-    tracing::warn!(
-        local_ports = %format!("{first}-{last}"),
-        source_ports = %format!("{}-{}", ports.0, ports.1),
-        "net.ipv4.ip_local_port_range leaves too few source ports for forwarded traffic: it shares some with the node's \
-         sockets, which may lose replies; keep some from them, as in `sysctl net.ipv4.ip_local_reserved_ports={}-{}`",
-        ports.0,
-        ports.1,
-    );
-    Ok(ports)
+    Ok(SourcePorts { first: ports.0, last: ports.1, shared_with: Some((first, last)) })
 }
 
 /// As the kernel writes them: `1,2,10-20`.
@@ -309,6 +367,11 @@ pub fn random() -> anyhow::Result<u64> {
     let mut bytes = [0; 8];
     File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("reading /dev/urandom")?;
     Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Of CLOCK_MONOTONIC, by which affinity goes.
+pub fn monotonic_seconds() -> u32 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() as u32)
 }
 
 /// The flow table's clock ([`svc_common::flow::TICK_SHIFT`]).

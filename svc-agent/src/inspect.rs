@@ -1,4 +1,6 @@
 //! What the kernel has, read from the pins: works with or without an agent that runs, and changes nothing.
+pub mod agent;
+pub mod details;
 pub mod map;
 
 use std::collections::BTreeMap;
@@ -159,12 +161,19 @@ impl Pins {
     /// # Errors
     /// Where a map cannot be read.
     pub fn flows(&self) -> anyhow::Result<Vec<Flow>> {
-        let state = self.state()?;
+        self.flows_of(&self.state()?)
+    }
+
+    /// As [`Pins::flows`], where `state` was read already.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn flows_of(&self, state: &State) -> anyhow::Result<Vec<Flow>> {
         let uplinks: Vec<Uplink> = state.uplinks.values().copied().collect();
         let mut flows = Vec::new();
         self.each_cell(|cell| {
             if !cell.reverse && !cell.expired {
-                flows.push(flow_of(&cell, &state, &uplinks));
+                flows.push(flow_of(&cell, state, &uplinks));
             }
         })?;
         flows.sort();
@@ -196,6 +205,41 @@ impl Pins {
             Ok((*reason, sum))
         };
         Reason::ALL.iter().map(read).collect::<io::Result<_>>().with_context(|| unreadable(pin::COUNTERS))
+    }
+
+    /// Which clients stay with which backends.
+    ///
+    /// # Errors
+    /// Where the map cannot be read.
+    pub fn affinity(&self) -> anyhow::Result<Vec<(AffinityKey, Affinity)>> {
+        self.entries(pin::AFFINITY)
+    }
+
+    /// The flow table as it stands, by sets; `see` is called with some thousands of them at a time.
+    ///
+    /// # Errors
+    /// Where the map cannot be read, or those of `see`.
+    pub fn copy_flows(&self, mut see: impl FnMut(u32, &[flow::Set]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        const SETS: usize = 4096;
+        let pages = self.map(pin::FLOWS)?.pages::<flow::Set>().with_context(|| unreadable(pin::FLOWS))?;
+        let mut sets = pages.iter().map(|set| {
+            // SAFETY: the set is in the mapped pages, which live until this function's end; no reference is made.
+            flow::Set(std::array::from_fn(|way| unsafe { flow::copy(&raw const (*set).0[way]) }))
+        });
+        let mut first = 0;
+        loop {
+            let some: Vec<flow::Set> = sets.by_ref().take(SETS).collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            see(first, &some)?;
+            first += some.len() as u32;
+        }
+    }
+
+    /// Where the maps are pinned.
+    pub fn maps(&self) -> PathBuf {
+        self.directory.join(MAPS)
     }
 
     /// How much of each map that can be full is used.
@@ -277,7 +321,12 @@ impl Pins {
         ids.into_iter()
             .filter_map(|(set, id)| read_set(&outer, set, id).transpose().map(|slots| Ok((set, slots?))))
             .collect::<io::Result<_>>()
-            .with_context(|| unreadable(pin::BACKEND_SETS))
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    anyhow::anyhow!("{}: that needs root, or the capability SYS_ADMIN", unreadable(pin::BACKEND_SETS))
+                }
+                _ => anyhow::Error::new(error).context(unreadable(pin::BACKEND_SETS)),
+            })
     }
 
     /// Returns how many cells there are, the free ones included.

@@ -5,6 +5,7 @@ compile_error!("svc-agent programs the Linux kernel: build it on Linux");
 
 pub mod apply;
 pub mod attach;
+pub mod check;
 pub mod cidrs;
 pub mod cli;
 pub mod clsact;
@@ -36,4 +37,6 @@ pub mod status;
 pub mod store;
 pub mod sweep;
 pub mod sys;
+pub mod top;
 pub mod topology;
+pub mod trace;

@@ -31,7 +31,11 @@ pub struct Answer {
 /// # Errors
 /// Where the address cannot be had; the error names the flag.
 pub async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{flag} {address}: cannot listen there"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "{flag} {address}: cannot listen there (kube-proxy has the same port; `svc-agent check` says who has it)"
+        )
+    })
 }
 
 /// Answers GET and HEAD for the paths that `answer` knows.

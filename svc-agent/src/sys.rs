@@ -4,11 +4,11 @@ use std::mem::{size_of, size_of_val, zeroed};
 use std::ops::Range;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use svc_common::Addr;
 use svc_common::map::{
     Affinity, AffinityKey, Backend, BackendSlot, CidrKey, Config, Counter, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
 };
+use svc_common::{Addr, flow};
 
 /// Plain bytes: a key or a value of a map.
 ///
@@ -41,7 +41,8 @@ plain!(
     AffinityKey,
     Affinity,
     FragmentKey,
-    FragmentPorts
+    FragmentPorts,
+    flow::Set
 );
 
 const MAP_CREATE: i64 = 0;

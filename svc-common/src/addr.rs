@@ -48,6 +48,15 @@ impl Addr {
         Addr([0x0100_0000_u32.to_be(), 0, cookie as u32, (cookie >> 32) as u32])
     }
 
+    /// The cookie of [`Addr::of_netns`]; none where this is an address.
+    pub const fn netns(&self) -> Option<u64> {
+        if self.0[0] == 0x0100_0000_u32.to_be() && self.0[1] == 0 {
+            Some(self.0[2] as u64 | (self.0[3] as u64) << 32)
+        } else {
+            None
+        }
+    }
+
     /// The wildcard of this address's family.
     #[inline(always)]
     pub const fn any(&self) -> Addr {

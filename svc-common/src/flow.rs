@@ -1058,6 +1058,17 @@ impl Snapshot {
     }
 }
 
+/// A cell as it stands, for a copy of the table; a free one where it is being written.
+///
+/// # Safety
+/// `cell` points to a cell that exists; the kernel may write it meanwhile.
+#[cfg(any(test, feature = "std"))]
+pub unsafe fn copy(cell: *const Cell) -> Cell {
+    // SAFETY: the caller's cell.
+    let (head, copy, again) = unsafe { (head_of(cell), read_volatile(cell), head_of(cell)) };
+    if head & LOCKED != 0 || head != again { Cell::default() } else { copy }
+}
+
 /// A table in ordinary memory, for tests.
 #[cfg(any(test, feature = "std"))]
 pub struct Sets {

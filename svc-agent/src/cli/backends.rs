@@ -5,6 +5,7 @@ use anyhow::ensure;
 use serde::Serialize;
 use svc_common::map::{BACKEND_LOCAL, BackendSlot, cluster_set, local_set};
 
+use super::namespaces::Namespaces;
 use super::print::{self, Inspect, Row, yes_no};
 use super::selector::Selector;
 use crate::dataplane::State;
@@ -16,6 +17,9 @@ use crate::plan::PortName;
 pub struct Args {
     /// Of this Service only: NAME or NAMESPACE/NAME.
     service: Option<Selector>,
+
+    #[command(flatten)]
+    namespaces: Namespaces,
 
     #[command(flatten)]
     inspect: Inspect,
@@ -70,6 +74,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         );
         rows.retain(|row| selector.matches(&row.namespace, &row.service));
     }
+    rows.retain(|row| args.namespaces.has(&row.namespace));
     print::rows(args.inspect.output, &rows)
 }
 

@@ -1,5 +1,6 @@
 //! `svc-agent flows`: the flows that come in from the network. What sockets of this node open is none: it is pointed at
 //! its backend once, at connect().
+use super::namespaces::Namespaces;
 use super::print::{self, Inspect, Row, or_dash};
 use super::selector::Selector;
 use crate::inspect::{Flow, Pins};
@@ -9,6 +10,9 @@ pub struct Args {
     /// Of this Service only: NAME or NAMESPACE/NAME.
     #[arg(long, value_name = "SERVICE")]
     service: Option<Selector>,
+
+    #[command(flatten)]
+    namespaces: Namespaces,
 
     #[command(flatten)]
     inspect: Inspect,
@@ -43,6 +47,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(selector) = &args.service {
         flows.retain(|flow| is_of(flow, selector));
     }
+    flows.retain(|flow| args.namespaces.has_service(flow.service.as_deref()));
     print::rows(args.inspect.output, &flows)
 }
 

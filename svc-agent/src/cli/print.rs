@@ -49,8 +49,8 @@ pub fn rows<R: Row>(format: Format, rows: &[R]) -> anyhow::Result<()> {
 /// Where stdout does not take it.
 pub fn data<T: Serialize + ?Sized>(format: Format, data: &T) -> anyhow::Result<()> {
     match format {
-        Format::Json => text(&(serde_json::to_string_pretty(data)? + "\n")),
-        Format::Yaml | Format::Table => text(&serde_saphyr::to_string(&data)?),
+        Format::Json => text(&(escape(&serde_json::to_string_pretty(data)?) + "\n")),
+        Format::Yaml | Format::Table => text(&escape(&serde_saphyr::to_string(&data)?)),
     }
 }
 
@@ -66,10 +66,34 @@ pub fn text(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Nothing that moves a terminal's cursor or turns its text round: names come from objects and interfaces that others have
+/// made. Line ends stay. In JSON's strings what comes out means the same.
+pub fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character != '\n' && (character.is_control() || is_invisible(character)) {
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                let _ = write!(safe, "\\u{unit:04x}");
+            }
+        } else {
+            safe.push(character);
+        }
+    }
+    safe
+}
+
+/// Directions, joiners and separators (Unicode's Cf, Zl and Zp, as far as they change how other text looks).
+fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// Columns as wide as their widest cell, three spaces apart.
 pub fn table<R: Row>(rows: &[R]) -> String {
     let header = R::HEADER.iter().map(|name| (*name).to_owned()).collect();
-    let lines: Vec<Vec<String>> = std::iter::once(header).chain(rows.iter().map(Row::cells)).collect();
+    // A cell is one line.
+    let cells = |row: &R| row.cells().iter().map(|cell| escape(cell).replace('\n', "\\n")).collect();
+    let lines: Vec<Vec<String>> = std::iter::once(header).chain(rows.iter().map(cells)).collect();
     let mut widths = vec![0; R::HEADER.len()];
     for line in &lines {
         for (width, cell) in widths.iter_mut().zip(line) {
@@ -100,6 +124,7 @@ pub fn yes_no(value: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rstest::rstest;
 
     #[derive(Serialize)]
     struct Pair(&'static str, Option<u32>);
@@ -116,6 +141,39 @@ mod tests {
     fn columns_are_aligned_and_lines_end_without_spaces() {
         let rows = [Pair("a", Some(1)), Pair("schön-lang", None)];
         assert_eq!(table(&rows), "NAME         N\na            1\nschön-lang   -\n");
+    }
+
+    #[rstest]
+    #[case("web", "web")]
+    #[case("schön 網", "schön 網")]
+    #[case("\u{1b}[2J\r", r"\u001b[2J\u000d")]
+    #[case("\u{9b}31m\u{7f}", r"\u009b31m\u007f")]
+    #[case("ab\u{202e}cd", r"ab\u202ecd")]
+    #[case("a\nb", "a\nb")]
+    fn what_a_terminal_would_obey_is_shown_instead(#[case] text: &str, #[case] safe: &str) {
+        assert_eq!(escape(text), safe);
+    }
+
+    #[test]
+    fn a_hostile_name_stays_in_its_cell() {
+        let row = Pair("a\nb\u{1b}]0;x\u{7}", None);
+        assert_eq!(table(&[row]), "NAME                   N\na\\nb\\u001b]0;x\\u0007   -\n");
+    }
+
+    #[test]
+    fn json_with_a_hostile_name_still_says_it() {
+        let name = "\u{9b}\u{7f}\u{1b}\u{202e}";
+        let json = escape(&serde_json::to_string(name).unwrap());
+        assert!(json.is_ascii() && !json.contains('\u{7f}'), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), name);
+    }
+
+    #[test]
+    fn yaml_with_a_hostile_name_still_says_it() {
+        let name = "a\u{9b}\u{7f}\u{1b}\u{202e}";
+        let yaml = escape(&serde_saphyr::to_string(&[name]).unwrap());
+        assert!(yaml.is_ascii(), "{yaml}");
+        assert_eq!(serde_saphyr::from_str::<Vec<String>>(&yaml).unwrap(), [name]);
     }
 
     #[test]

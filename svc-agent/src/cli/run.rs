@@ -40,7 +40,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Args {
     /// A configuration file of kube-proxy's (KubeProxyConfiguration); flags have precedence.
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
 
     /// Watch the API server that this file names [default: the pod's service account].
     #[arg(long, value_name = "PATH", conflicts_with = "manifests")]
@@ -48,7 +48,7 @@ pub struct Args {
 
     /// Serve the manifests in this directory, without any API server.
     #[arg(long, value_name = "DIR")]
-    manifests: Option<PathBuf>,
+    pub(super) manifests: Option<PathBuf>,
 
     /// An API server's own address, instead of the one configured; several are tried in turn.
     #[arg(long, value_name = "URL", conflicts_with = "manifests")]
@@ -60,15 +60,15 @@ pub struct Args {
 
     /// The cgroup v2 directory whose processes are served [default: the root].
     #[arg(long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
+    pub(super) cgroup: Option<PathBuf>,
 
     /// Where maps, programs and links are pinned.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/svc")]
-    bpffs: PathBuf,
+    pub(super) bpffs: PathBuf,
 
     /// An interface to the network [default: network cards, those with a default route, VXLAN and GENEVE tunnels].
     #[arg(long = "uplink", value_name = "IFACE")]
-    uplinks: Vec<String>,
+    pub(super) uplinks: Vec<String>,
 
     /// The fast path in front of the complete one.
     #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
@@ -76,7 +76,7 @@ pub struct Args {
 
     /// How the programs are attached to interfaces.
     #[arg(long, value_enum, default_value_t = TcMode::Auto)]
-    tc: TcMode,
+    pub(super) tc: TcMode,
 
     /// Whose sockets are pointed at backends when they connect.
     #[arg(long, value_enum, default_value_t = SocketLb::On)]
@@ -128,11 +128,11 @@ pub struct Args {
 
     /// Where /healthz and /livez are served [default: 0.0.0.0:10256].
     #[arg(long, value_name = "ADDRESS")]
-    healthz_bind_address: Option<SocketAddr>,
+    pub(super) healthz_bind_address: Option<SocketAddr>,
 
     /// Where /metrics is served [default: 127.0.0.1:10249].
     #[arg(long, value_name = "ADDRESS")]
-    metrics_bind_address: Option<SocketAddr>,
+    pub(super) metrics_bind_address: Option<SocketAddr>,
 
     /// How many flows the kernel keeps track of at a time.
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(64..=1 << 28))]
@@ -171,10 +171,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// What flags and the configuration file say together, flags first, and else the defaults.
-struct Effective {
-    node_name: String,
-    healthz_bind_address: SocketAddr,
-    metrics_bind_address: SocketAddr,
+pub(super) struct Effective {
+    pub(super) node_name: String,
+    pub(super) healthz_bind_address: SocketAddr,
+    pub(super) metrics_bind_address: SocketAddr,
     cluster_cidr: Vec<IpNet>,
     detect_local_mode: DetectLocalMode,
     bridge_interface: Option<String>,
@@ -183,12 +183,12 @@ struct Effective {
     nodeport_addresses: NodePortAddresses,
     min_sync_period: Duration,
     sync_period: Duration,
-    kubeconfig: Option<PathBuf>,
+    pub(super) kubeconfig: Option<PathBuf>,
     timeouts: Timeouts,
 }
 
 impl Effective {
-    fn new(args: &Args, file: KubeProxyConfig) -> anyhow::Result<Self> {
+    pub(super) fn new(args: &Args, file: KubeProxyConfig) -> anyhow::Result<Self> {
         let name = |name: Option<String>| name.map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty());
         let node_name = name(args.node_name.clone()).or_else(|| name(file.hostname_override)).or_else(host_name);
         let pace = Pace::default();
@@ -260,7 +260,7 @@ impl Effective {
         .to_string()
     }
 
-    fn pod_detector(&self) -> anyhow::Result<PodDetector> {
+    pub(super) fn pod_detector(&self) -> anyhow::Result<PodDetector> {
         let mode = self.detect_local_mode;
         let needed = |text: &Option<String>, flag: &str| {
             text.clone().with_context(|| format!("--detect-local-mode {} needs {flag}", mode.label()))
@@ -284,7 +284,7 @@ impl Effective {
 }
 
 /// The file of --config, and its text.
-fn read_config(path: &Path) -> anyhow::Result<(KubeProxyConfig, String)> {
+pub(super) fn read_config(path: &Path) -> anyhow::Result<(KubeProxyConfig, String)> {
     let text = std::fs::read_to_string(path).with_context(|| format!("--config {}", path.display()))?;
     let (config, warnings) = kube_proxy_config::parse(&text).with_context(|| format!("--config {}", path.display()))?;
     for warning in warnings {
@@ -340,6 +340,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let healthz = serve::bind("--healthz-bind-address", effective.healthz_bind_address).await?;
     let metrics = serve::bind("--metrics-bind-address", effective.metrics_bind_address).await?;
     // A folder or a client that cannot be had is told before the kernel is touched.
+    if let Some(path) = &effective.kubeconfig {
+        std::fs::File::open(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
+    }
     let source = match &args.manifests {
         Some(directory) => {
             std::fs::read_dir(directory).with_context(|| format!("--manifests {}", directory.display()))?;
@@ -466,25 +469,16 @@ fn access(args: &Args, effective: &Effective) -> Access {
     }
 }
 
-fn host_name() -> Option<String> {
+pub(super) fn host_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     Some(name.trim().to_lowercase()).filter(|name| !name.is_empty())
 }
 
-/// CAP_NET_ADMIN and CAP_BPF, or CAP_SYS_ADMIN, which stood for the latter before Linux 5.8 (capabilities(7)).
 fn require_privilege() -> anyhow::Result<()> {
-    const NET_ADMIN: u64 = 1 << 12;
-    const SYS_ADMIN: u64 = 1 << 21;
-    const BPF: u64 = 1 << 39;
-    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .context("/proc/self/status has no CapEff")?;
-    if effective & NET_ADMIN == 0 || effective & (SYS_ADMIN | BPF) == 0 {
-        anyhow::bail!("run needs root, or the capabilities NET_ADMIN and BPF: try sudo");
-    }
+    ensure!(
+        host::capabilities()?.may_run(),
+        "run needs root, or the capabilities NET_ADMIN, BPF and PERFMON: try sudo"
+    );
     Ok(())
 }
 

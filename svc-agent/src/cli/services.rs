@@ -5,6 +5,7 @@ use svc_common::map::{
     Frontend, FrontendKey, cluster_set, local_set,
 };
 
+use super::namespaces::Namespaces;
 use super::print::{self, Inspect, Row};
 use crate::dataplane::State;
 use crate::dataplane::dump::{key_text, kind, source_ranges};
@@ -13,9 +14,8 @@ use crate::plan::PortName;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Of this namespace only.
-    #[arg(short, long, value_name = "NAME")]
-    namespace: Option<String>,
+    #[command(flatten)]
+    namespaces: Namespaces,
 
     #[command(flatten)]
     inspect: Inspect,
@@ -65,7 +65,7 @@ impl Row for ServiceRow {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let state = Pins::open(&args.inspect.bpffs)?.state()?;
     let mut rows = rows(&state);
-    rows.retain(|row| args.namespace.as_ref().is_none_or(|namespace| row.namespace == *namespace));
+    rows.retain(|row| args.namespaces.has(&row.namespace));
     print::rows(args.inspect.output, &rows)
 }
 

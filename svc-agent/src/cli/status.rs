@@ -1,20 +1,46 @@
 //! `svc-agent status`: what is attached, how full the maps are, what was counted.
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
+use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use svc_common::Reason;
 use svc_common::map::Counter;
 
 use super::print::{self, Format, Inspect, Row, or_dash, yes_no};
 use crate::dataplane::State;
+use crate::inspect::agent;
+use crate::inspect::details::{Details, Program, degraded};
 use crate::inspect::{FlowTable, Hook, Pins, Size};
+use crate::kube_proxy_config::{HEALTHZ_PORT, METRICS_PORT};
 use crate::plan::PortName;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
+    /// With --verbose: where the running agent serves /healthz.
+    #[arg(long, value_name = "ADDRESS", default_value_t = (Ipv4Addr::LOCALHOST, HEALTHZ_PORT).into())]
+    healthz_bind_address: SocketAddr,
+
+    /// With --verbose: where the running agent serves /metrics.
+    #[arg(long, value_name = "ADDRESS", default_value_t = (Ipv4Addr::LOCALHOST, METRICS_PORT).into())]
+    metrics_bind_address: SocketAddr,
+
     #[command(flatten)]
     inspect: Inspect,
+}
+
+impl Args {
+    /// Of the agent with these flags of `run`.
+    pub(super) fn of(bpffs: &Path, healthz: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Self {
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Args {
+            healthz_bind_address: healthz.unwrap_or_else(|| local(HEALTHZ_PORT)),
+            metrics_bind_address: metrics.unwrap_or_else(|| local(METRICS_PORT)),
+            inspect: Inspect { bpffs: bpffs.to_owned(), output: Format::Json },
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -29,6 +55,10 @@ struct Report<'a> {
     maps: Vec<Size>,
     /// Without those that are zero.
     counters: Vec<Count>,
+    /// What does not work, or soon will not, and why.
+    degraded: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Details>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -67,17 +97,51 @@ impl Row for Count {
     }
 }
 
+impl Row for Program {
+    const HEADER: &'static [&'static str] = &["PROGRAM", "NAME", "TAG", "VERIFIED", "LOADED", "HOOKS"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.to_string(),
+            self.name.clone(),
+            self.tag.clone(),
+            or_dash(self.verified_instructions),
+            or_dash(self.loaded_at.and_then(|seconds| time(seconds as f64))),
+            self.hooks.join(" "),
+        ]
+    }
+}
+
 /// # Errors
 /// Where the pins cannot be read.
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    let pins = Pins::open(&args.inspect.bpffs)?;
-    let state = pins.state()?;
-    let (hooks, sizes) = (pins.hooks()?, pins.sizes(&state)?);
-    let report = Report::new(pins.directory(), &state, pins.flow_table()?, hooks, sizes, &pins.counters()?);
+pub fn run(args: &Args, verbose: bool) -> anyhow::Result<()> {
+    let report = gather(args, verbose)?;
     match args.inspect.output {
-        Format::Table => print::text(&report.text()),
+        Format::Table => print::text(&print::escape(&report.text())),
         format => print::data(format, &report),
     }
+}
+
+/// # Errors
+/// As [`run`].
+pub(super) fn report(args: &Args, verbose: bool) -> anyhow::Result<impl Serialize + '_> {
+    gather(args, verbose)
+}
+
+fn gather(args: &Args, verbose: bool) -> anyhow::Result<Report<'_>> {
+    let pins = Pins::open(&args.inspect.bpffs)?;
+    let state = pins.state()?;
+    let (hooks, sizes, flows, counters) = (pins.hooks()?, pins.sizes(&state)?, pins.flow_table()?, pins.counters()?);
+    let agent = verbose.then(|| agent::ask(args.healthz_bind_address, args.metrics_bind_address));
+    let degraded = degraded(&hooks, &sizes, flows, &counters, agent.as_ref());
+    let details = agent.map(|agent| Details::new(&pins, &state.config, &hooks, agent)).transpose()?;
+    let report = Report::new(&args.inspect.bpffs, &state, flows, hooks, sizes, &counters);
+    Ok(Report { degraded, details, ..report })
+}
+
+/// As RFC 3339 has it, to the second; none where it is no time.
+fn time(seconds: f64) -> Option<String> {
+    Some(Timestamp::from_second(seconds as i64).ok()?.to_string())
 }
 
 impl<'a> Report<'a> {
@@ -106,6 +170,8 @@ impl<'a> Report<'a> {
             hooks,
             maps,
             counters: counts.collect(),
+            degraded: Vec::new(),
+            details: None,
         }
     }
 
@@ -128,12 +194,48 @@ impl<'a> Report<'a> {
             text.push('\n');
             text.push_str(&print::table(&self.counters));
         }
+        if let Some(details) = &self.details {
+            text.push('\n');
+            text.push_str(&details_text(details));
+        }
+        for why in &self.degraded {
+            let _ = write!(text, "\nDegraded: {why}");
+        }
+        if !self.degraded.is_empty() {
+            text.push('\n');
+        }
         text
     }
 }
 
+fn details_text(details: &Details) -> String {
+    let Details { version, kernel, pins_are_current, modes, programs, agent } = details;
+    let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
+    let pods: Vec<String> = modes.pods_detected.iter().map(|family| (*family).to_owned()).collect();
+    let yes = |value: Option<bool>| or_dash(value.map(yes_no));
+    let lines = [
+        ("Version", format!("svc-agent {version}, Linux {kernel}")),
+        ("Pinned maps", if *pins_are_current { "of this version" } else { "of another version" }.to_owned()),
+        ("Sockets", modes.socket_lb.to_owned()),
+        ("Interfaces", or_dash(modes.tc)),
+        ("XDP", list(&modes.xdp)),
+        ("Masquerade all", yes_no(modes.masquerade_all)),
+        ("Pods told apart", list(&pods)),
+        ("Source ports", format!("{} to {}", modes.source_ports[0], modes.source_ports[1])),
+        ("Agent running", yes_no(agent.running)),
+        ("Health", or_dash(agent.healthz)),
+        ("Last sync", or_dash(agent.last_sync.and_then(time))),
+        ("Source reached", yes(agent.source_connected)),
+        ("Node eligible", yes(agent.node_eligible)),
+        ("Sync errors", or_dash(agent.sync_errors)),
+        ("Repairs", or_dash(agent.repairs)),
+    ];
+    let lines: String = lines.iter().map(|(name, value)| format!("{:17}{value}\n", format!("{name}:"))).collect();
+    format!("{lines}\n{}", print::table(programs))
+}
+
 /// Whatever is there shows: never 0.0% of something, never 100% of less.
-fn percent(part: usize, whole: usize) -> String {
+pub(super) fn percent(part: usize, whole: usize) -> String {
     match part as f64 * 100.0 / whole.max(1) as f64 {
         0.0 => "0%".to_owned(),
         small if small < 0.1 => "<0.1%".to_owned(),

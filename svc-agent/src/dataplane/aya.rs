@@ -22,7 +22,7 @@ use crate::sys::{self, Plain};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/svc.o"));
 
 /// Names of the maps in the object, and of their pins.
-const MAPS: [(&str, &str); 14] = [
+pub const MAPS: [(&str, &str); 14] = [
     ("FRONTENDS", pin::FRONTENDS),
     ("BACKEND_SETS", pin::BACKEND_SETS),
     ("BACKENDS", pin::BACKENDS),
@@ -70,6 +70,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
     host::check_kernel()?;
     let maps = settings.bpffs.join("maps");
     host::prepare_bpffs(&settings.bpffs)?;
+    check_pins(&maps)?;
 
     let flow_sets = settings.flow_table_size.max(64).next_power_of_two();
     let paths: Vec<_> = MAPS.iter().map(|(name, pin)| (*name, maps.join(pin))).collect();
@@ -91,12 +92,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
         let path = &paths.iter().find(|(map, _)| *map == name).expect("every sized map is listed").1;
         loader.map_max_entries(name, pinned_size(path, name, wanted)?);
     }
-    let ebpf = loader.load(OBJECT).with_context(|| {
-        format!(
-            "the kernel part was not loaded; if {} holds maps of another version, `svc-agent cleanup` removes them",
-            maps.display()
-        )
-    })?;
+    let ebpf = loader.load(OBJECT).context("the kernel part was not loaded")?;
 
     let open_map = |name: &str| {
         sys::open_pin(&maps.join(name))
@@ -155,6 +151,36 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
     Ok((aya, programs))
 }
 
+/// Whether the maps that are pinned under `maps` are such as the object has. Those that are missing are made at the next
+/// start.
+///
+/// # Errors
+/// Where one is another version's: which, and what is different.
+pub fn check_pins(maps: &Path) -> anyhow::Result<()> {
+    let object = aya_obj::Object::parse(OBJECT).context("reading the kernel part")?;
+    for (name, pin) in MAPS {
+        let own = object.maps.get(name).with_context(|| format!("the kernel part has no map {name}"))?;
+        let path = maps.join(pin);
+        let pinned = match sys::open_pin(&path) {
+            Ok(map) => sys::map_info(map.as_fd())?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("opening the pin {}", path.display())),
+        };
+        let shape = |kind: u32, key: u32, value: u32| format!("of kind {kind} with entries of {key} + {value} bytes");
+        let (found, wanted) = (
+            shape(pinned.kind, pinned.key_size, pinned.value_size),
+            shape(own.map_type(), own.key_size(), own.value_size()),
+        );
+        anyhow::ensure!(
+            found == wanted,
+            "{} is of another version of svc-agent: a map {found}, where this version has one {wanted}; `svc-agent cleanup` \
+             removes what that version has pinned",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 /// The size that the map has to be loaded with: that of the pinned one, where there is one.
 fn pinned_size(path: &Path, name: &str, wanted: u32) -> anyhow::Result<u32> {
     let map = match sys::open_pin(path) {
@@ -173,7 +199,17 @@ fn pinned_size(path: &Path, name: &str, wanted: u32) -> anyhow::Result<u32> {
 /// is as old as the table: with another one no flow would be found again.
 fn configure(settings: &Settings, config: BorrowedFd<'_>, flows: BorrowedFd<'_>) -> anyhow::Result<Config> {
     let old: Config = sys::lookup(config, &0u32)?;
-    let (snat_first, snat_last) = host::snat_ports()?;
+    let ports = host::source_ports()?;
+    let (snat_first, snat_last) = (ports.first, ports.last);
+    if let Some((first, last)) = ports.shared_with {
+        tracing::warn!(
+            local_ports = %format!("{first}-{last}"),
+            source_ports = %format!("{snat_first}-{snat_last}"),
+            "net.ipv4.ip_local_port_range leaves too few source ports for forwarded traffic: it shares some with the node's \
+             sockets, which may lose replies; keep some from them, as in `sysctl \
+             net.ipv4.ip_local_reserved_ports={snat_first}-{snat_last}`",
+        );
+    }
     let base = Config {
         host_netns: host::netns_cookie()?,
         flow_seed: if old.flow_sets == 0 { host::random()? } else { old.flow_seed },

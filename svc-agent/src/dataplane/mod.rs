@@ -1,4 +1,5 @@
 //! The kernel's maps, as the agent sees them: a state that can be read, and operations on it. `aya` is the real one.
+pub mod apart;
 pub mod aya;
 pub mod dump;
 pub mod fake;

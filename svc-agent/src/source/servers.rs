@@ -172,8 +172,11 @@ impl Servers {
 impl Access {
     async fn config(&self) -> anyhow::Result<Config> {
         let Some(path) = &self.kubeconfig else {
-            return Config::incluster()
-                .context("neither --kubeconfig nor --manifests is given, and this is no pod with a service account");
+            return Config::incluster().map_err(|error| {
+                anyhow::anyhow!(
+                    "neither --kubeconfig nor --manifests is given, and this is no pod with a service account: {error}"
+                )
+            });
         };
         let read = async {
             let file = Kubeconfig::read_from(path)?;

@@ -3,7 +3,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -141,17 +141,29 @@ fn healthz() -> Result<u16> {
 
 /// An inspection subcommand of the agent, as a user would type it on the node.
 pub fn inspect(lab: &Lab, node: &Node, arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new(binaries::agent()?);
-    command.args(arguments).arg("--bpffs").arg(lab.bpffs(node.name)).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut process = lab.spawn(node.name, command)?;
-    let mut text = String::new();
-    let mut errors = String::new();
-    let child = process.child();
-    child.stdout.take().context("no standard output")?.read_to_string(&mut text)?;
-    child.stderr.take().context("no standard error")?.read_to_string(&mut errors)?;
-    let status = process.wait()?;
+    let Output { status, stdout, stderr } = ask(lab, node, arguments)?;
     if !status.success() {
+        let errors = String::from_utf8_lossy(&stderr);
         bail!("svc-agent {} ended with {status}: {}", arguments.join(" "), errors.trim());
     }
-    Ok(text)
+    Ok(String::from_utf8(stdout)?)
+}
+
+/// As [`inspect`], however it ends.
+pub fn ask(lab: &Lab, node: &Node, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(binaries::agent()?);
+    command.args(arguments).arg("--bpffs").arg(lab.bpffs(node.name)).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = lab.spawn(node.name, command)?;
+    let child = process.child();
+    let mut errors = child.stderr.take().context("no standard error")?;
+    // Both at once: whichever is full would hold the other up.
+    let stderr = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        errors.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let mut stdout = Vec::new();
+    child.stdout.take().context("no standard output")?.read_to_end(&mut stdout)?;
+    let stderr = stderr.join().map_err(|_| anyhow::anyhow!("reading standard error panicked"))??;
+    Ok(Output { status: process.wait()?, stdout, stderr })
 }

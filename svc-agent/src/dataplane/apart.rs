@@ -1,0 +1,87 @@
+//! The kernel part loaded once more, apart from the one in use: nothing is attached or pinned, and all is gone with it.
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use aya::maps::Map;
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+
+use super::aya::{MAPS, OBJECT};
+use crate::sys;
+
+/// Over maps of its own, which have room for little.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn alone() -> anyhow::Result<Ebpf> {
+    /// At least as many as there are CPUs (maps of kind LRU), and as a flow table has.
+    const LEAST: u32 = 1024;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    for (name, _) in MAPS.iter().filter(|(name, _)| !["CONFIG", "COUNTERS"].contains(name)) {
+        loader.map_max_entries(name, LEAST);
+    }
+    Ok(loader.load(OBJECT)?)
+}
+
+/// Over those of the pinned maps under `directory` that only the agent writes, and over maps of its own for all that the
+/// programs write.
+///
+/// # Errors
+/// Where a map is not pinned, or is another version's, and what the kernel refused.
+pub fn over(directory: &Path) -> anyhow::Result<Ebpf> {
+    const WRITTEN_BY_PROGRAMS: [&str; 5] = ["FLOWS", "SOCKETS", "COUNTERS", "AFFINITY", "FRAGMENTS"];
+    super::aya::check_pins(directory)?;
+    let paths: Vec<_> = MAPS.iter().map(|(name, pin)| (*name, directory.join(pin))).collect();
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    for (name, path) in &paths {
+        // A map that is not pinned would be made, and pinned.
+        let map = sys::open_pin(path).with_context(|| format!("opening the pin {}", path.display()))?;
+        loader.map_max_entries(name, sys::map_info(map.as_fd())?.max_entries);
+        if !WRITTEN_BY_PROGRAMS.contains(name) {
+            loader.map_pin_path(name, path.as_path());
+        }
+    }
+    Ok(loader.load(OBJECT)?)
+}
+
+/// A map of the kernel part.
+///
+/// # Errors
+/// Where it has none of this name.
+pub fn map<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<BorrowedFd<'a>> {
+    match ebpf.map(name).with_context(|| format!("the kernel part has no map {name}"))? {
+        Map::Array(map) | Map::LruHashMap(map) | Map::PerCpuArray(map) => Ok(map.fd().as_fd()),
+        other => bail!("the map {name} is of an unexpected kind: {other:?}"),
+    }
+}
+
+/// # Errors
+/// What the verifier says.
+pub fn load(program: &mut Program) -> anyhow::Result<()> {
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        other => bail!("a program of type {:?}, which the kernel part has none of", other.prog_type()),
+    }
+    .map_err(refusal)
+}
+
+/// Why a program was not loaded, in one line: the verifier's log, which has thousands, is for `-vv`.
+pub fn refusal(error: ProgramError) -> anyhow::Error {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return error.into() };
+    let log = verifier_log.to_string();
+    tracing::debug!("the verifier's log:\n{log}");
+    // Behind what it objects to stand figures.
+    let last = log.lines().rev().find(|line| {
+        !(line.is_empty()
+            || ["processed ", "stack depth", "verification time"].iter().any(|figures| line.starts_with(figures)))
+    });
+    match last {
+        Some(last) => anyhow::anyhow!("{io_error}: {last}"),
+        None => io_error.into(),
+    }
+}
