@@ -216,11 +216,11 @@ pub(crate) fn others(number: u32) -> [Value; 2] {
         let address = format!("10.{}.{}.{}", 16 + index / 62_500, index / 250 % 250, 1 + index % 250);
         endpoint_of(&address, NODES[endpoint as usize % NODES.len()].name)
     });
-    service(&format!("service-{number}"), &address, endpoints.collect())
+    service(&format!("service-{number}"), &address, &endpoints.collect::<Vec<_>>())
 }
 
 fn canary(backend: &Pod) -> [Value; 2] {
-    service(CANARY, CANARY_IP, vec![endpoint_of(&backend.v4().to_string(), backend.node().name)])
+    service(CANARY, CANARY_IP, &[endpoint_of(&backend.v4().to_string(), backend.node().name)])
 }
 
 pub(crate) fn endpoint_of(address: &str, node: &str) -> Value {
@@ -231,7 +231,7 @@ pub(crate) fn endpoint_of(address: &str, node: &str) -> Value {
 }
 
 /// Marked by a label, to be deleted by it.
-fn service(name: &str, address: &str, endpoints: Vec<Value>) -> [Value; 2] {
+fn service(name: &str, address: &str, endpoints: &[Value]) -> [Value; 2] {
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default", "labels": { "bench": "other" } },
         "spec": {
