@@ -383,6 +383,18 @@ proptest! {
     }
 
     #[test]
+    fn a_resync_that_may_not_read_backend_sets_leaves_them_alone_and_looks_after_the_rest(history in histories()) {
+        let kernel = Arc::new(Mutex::new(Fake { hides_sets: true, ..Fake::default() }));
+        let mut reconciler = Reconciler::new(config(ROOM), Arc::clone(&kernel), Arc::new(Status::default()));
+        nothing().into_iter().chain(history.into_iter().flatten()).for_each(|event| reconciler.take(event));
+        reconciler.reconcile().unwrap();
+        let right = kernel.lock().unwrap().state.clone();
+        kernel.lock().unwrap().state.addresses.insert(Addr::v4(1), 1);
+        prop_assert_eq!(reconciler.resync().unwrap(), 1);
+        prop_assert_eq!(&kernel.lock().unwrap().state, &right);
+    }
+
+    #[test]
     fn a_restart_leads_any_kernel_to_the_plan(
         before in histories(),
         after in histories(),

@@ -240,19 +240,27 @@ impl Aya {
     }
 
     /// None where there is none, or it cannot be read.
-    fn read_set(&self, map: u32) -> Option<Vec<BackendSlot>> {
+    ///
+    /// # Errors
+    /// Where CAP_SYS_ADMIN is missing, without which the kernel opens no map by its id.
+    fn read_set(&self, map: u32) -> io::Result<Option<Vec<BackendSlot>>> {
         const SLOTS: usize = 64;
-        let inner = sys::map_by_id(map).ok()?;
-        let slots = sys::batch_entries::<u32, BackendSlot>(inner.as_fd(), SLOTS, |_| true).ok()?;
-        let count = slots.first().map_or(0, |(_, header)| header.id as usize);
-        Some(slots.into_iter().skip(1).take(count).map(|(_, slot)| slot).collect())
+        let inner = match sys::map_by_id(map) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            inner => inner.ok(),
+        };
+        let read = |inner: OwnedFd| sys::batch_entries::<u32, BackendSlot>(inner.as_fd(), SLOTS, |_| true).ok();
+        Ok(inner.and_then(read).map(|slots| {
+            let count = slots.first().map_or(0, |(_, header)| header.id as usize);
+            slots.into_iter().skip(1).take(count).map(|(_, slot)| slot).collect()
+        }))
     }
 
     fn read_sets(&self, ids: &[u32]) -> io::Result<BTreeMap<u32, Vec<BackendSlot>>> {
         let mut sets = BTreeMap::new();
         for id in ids {
             match sys::lookup(self.sets.as_fd(), id) {
-                Ok(map) => drop(self.read_set(map).map(|set| sets.insert(*id, set))),
+                Ok(map) => drop(self.read_set(map)?.map(|set| sets.insert(*id, set))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -260,9 +268,10 @@ impl Aya {
         Ok(sets)
     }
 
+    /// Those that can be read: the others are written anew.
     fn read_all_sets(&self) -> io::Result<BTreeMap<u32, Vec<BackendSlot>>> {
         let maps = sys::batch_entries::<u32, u32>(self.sets.as_fd(), BATCH, |_| true)?;
-        Ok(maps.into_iter().filter_map(|(id, map)| Some((id, self.read_set(map)?))).collect())
+        Ok(maps.into_iter().filter_map(|(id, map)| Some((id, self.read_set(map).ok()??))).collect())
     }
 
     fn read_into(&self, part: &Part, state: &mut State) -> io::Result<()> {

@@ -13,6 +13,8 @@ pub struct Fake {
     pub faults: Vec<usize>,
     /// How often the next reads fail.
     pub read_faults: usize,
+    /// Backend sets are not read, as for an agent without CAP_SYS_ADMIN.
+    pub hides_sets: bool,
 }
 
 impl Fake {
@@ -30,7 +32,11 @@ impl Dataplane for Fake {
         Ok(self.state.clone())
     }
 
-    fn read_part(&mut self, _part: &Part) -> Result<State, ApplyError> {
+    fn read_part(&mut self, part: &Part) -> Result<State, ApplyError> {
+        if self.hides_sets && matches!(part, Part::Sets(_)) {
+            let source = io::Error::from_raw_os_error(libc::EPERM);
+            return Err(ApplyError { what: "reading sets".to_owned(), done: 0, source });
+        }
         self.read()
     }
 
