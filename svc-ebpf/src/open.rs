@@ -84,9 +84,10 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) -> Result<(), Reason> {
     let frontend = lookup(tables, headers.dst, headers.dport, headers.protocol, false)?;
-    let client = Client { addr: headers.src, scope: scope(tables, headers), is_known: true };
+    let opens = headers.may_open();
+    let client = Client { addr: headers.src, scope: scope(tables, headers), is_known: true, opens };
     choose(tables, &frontend, &client, backend)?;
-    if !headers.may_open() {
+    if !opens {
         return Err(Reason::NotService);
     }
     if masquerades(tables, headers, &frontend, backend) {
