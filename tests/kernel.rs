@@ -22,14 +22,19 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason};
 use svc_dataplane::tables::Tables;
-use svc_dataplane::{Hook, Outcome, Verdict, check, net};
+use svc_dataplane::{Hook, Outcome, Verdict, net};
+use svc_model::case::Case;
+use svc_model::run::{self, Subject, Tally};
 
 use crate::test_run::{self, Context};
 
 pub struct Kernel {
     ebpf: Ebpf,
     namespace: fs::File,
-    flow_sets: u32,
+    /// As many sets may have flows.
+    used_sets: u32,
+    /// As they are in the kernel.
+    backend_sets: BTreeMap<u32, Vec<BackendSlot>>,
     counted: BTreeMap<&'static str, u64>,
 }
 
@@ -99,7 +104,7 @@ impl Kernel {
                 other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
             }
         }
-        Kernel { ebpf, namespace, flow_sets: 0, counted: BTreeMap::new() }
+        Kernel { ebpf, namespace, used_sets: 0, backend_sets: BTreeMap::new(), counted: BTreeMap::new() }
     }
 
     fn enter(&self) {
@@ -137,14 +142,14 @@ impl Kernel {
     /// Other Services; flows stay.
     pub fn set_tables(&mut self, tables: &Tables) {
         assert!(tables.config.flow_sets <= FLOW_SETS);
-        self.flow_sets = tables.config.flow_sets;
+        self.used_sets = self.used_sets.max(tables.config.flow_sets);
         let pairs = |map: &BTreeMap<u32, Backend>| map.iter().map(|(id, backend)| (*id, *backend)).collect::<Vec<_>>();
         for (id, backend) in pairs(&tables.backends) {
             sys::update(self.map("BACKENDS"), &id, &backend).unwrap();
         }
-        let sets: Vec<_> = tables
-            .sets
-            .iter()
+        // A write waits until nobody reads the old set any more: 8 ms for any number of them.
+        let changed = tables.sets.iter().filter(|(id, slots)| self.backend_sets.get(id) != Some(*slots));
+        let sets: Vec<_> = changed
             .map(|(id, slots)| {
                 let header = BackendSlot::header(slots.len() as u32);
                 let slots: Vec<_> = [header].into_iter().chain(slots.iter().copied()).collect();
@@ -153,6 +158,7 @@ impl Kernel {
             .collect();
         let (ids, descriptors): (Vec<_>, Vec<_>) = sets.iter().map(|(id, set)| (*id, set.as_raw_fd() as u32)).unzip();
         sys::update_batch(self.map("BACKEND_SETS"), &ids, &descriptors).unwrap();
+        self.backend_sets.extend(tables.sets.clone());
         let addresses: Vec<(Addr, AddressFlags)> = tables.addresses.iter().map(|(key, value)| (*key, *value)).collect();
         self.replace("ADDRESSES", &addresses);
         let frontends: Vec<(FrontendKey, Frontend)> =
@@ -169,8 +175,9 @@ impl Kernel {
 
     /// All flows, what clients are known by, and pieces of datagrams.
     fn forget(&mut self) {
-        let indices: Vec<u32> = (0..FLOW_SETS).collect();
+        let indices: Vec<u32> = (0..self.used_sets).collect();
         sys::update_batch(self.map("FLOWS"), &indices, &vec![FlowSet([0; 32]); indices.len()]).unwrap();
+        self.used_sets = 0;
         self.replace::<AffinityKey, Affinity>("AFFINITY", &[]);
         self.replace::<FragmentKey, FragmentPorts>("FRAGMENTS", &[]);
         self.replace::<PieceKey, Piece>("PIECES_KEPT", &[]);
@@ -237,6 +244,30 @@ impl Kernel {
     }
 }
 
+/// A case beside the model. No time goes by in it but what it takes.
+///
+/// # Errors
+/// As [`svc_model::run::check`].
+pub fn check(case: &Case, tally: &mut Tally) -> Result<(), String> {
+    with(&case.world.tables(), |node| run::check(case, node, tally))
+}
+
+impl Subject for Kernel {
+    const KEEPS_PIECES: bool = true;
+
+    fn run(&mut self, hook: Hook, frame: &[u8]) -> Outcome {
+        Kernel::run(self, hook, frame)
+    }
+
+    fn set_tables(&mut self, tables: &Tables) {
+        Kernel::set_tables(self, tables);
+    }
+
+    fn wait(&mut self, seconds: u32) {
+        assert_eq!(seconds, 0, "the kernel's clock cannot be put forward");
+    }
+}
+
 /// What comes in by an interface, from here on.
 pub struct Tap(OwnedFd);
 
@@ -276,7 +307,7 @@ impl Tap {
             let length = unsafe { libc::recv(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
             let frame = &buffer[..usize::try_from(length).ok()?];
             let is_ip = matches!(frame[12..14], [8, 0] | [0x86, 0xdd]);
-            if is_ip && check::view(frame).src == source {
+            if is_ip && svc_dataplane::check::view(frame).src == source {
                 return Some(frame.to_vec());
             }
         }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that is done with this repository, a file a subcommand.
 mod build;
+mod fuzz;
 mod host;
 mod lint;
 mod parity;
@@ -29,6 +30,7 @@ enum Task {
     Run(run::Options),
     Test(test::Options),
     Parity(parity::Options),
+    Fuzz(fuzz::Options),
     Vm(vm::Options),
     Lint(lint::Options),
 }
@@ -50,6 +52,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Run(options) => run::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Parity(options) => parity::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Lint(options) => lint::run(&options),
     }
