@@ -22,7 +22,9 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason};
 use svc_dataplane::tables::Tables;
-use svc_dataplane::{Hook, Outcome, Verdict, check, net};
+use svc_dataplane::{Hook, Outcome, Verdict, net};
+use svc_model::case::Case;
+use svc_model::run::{self, Subject, Tally};
 
 use crate::test_run::{self, Context, Ran};
 
@@ -30,6 +32,10 @@ pub struct Kernel {
     ebpf: Ebpf,
     namespace: fs::File,
     sizes: Sizes,
+    /// As many sets may have flows.
+    used_sets: u32,
+    /// As they are in the kernel.
+    backend_sets: BTreeMap<u32, Vec<BackendSlot>>,
     counted: BTreeMap<&'static str, u64>,
 }
 
@@ -101,6 +107,7 @@ fn inside<T>(tables: &Tables, test: impl FnOnce(&mut Kernel) -> T) -> T {
         None => guard.insert(Kernel::new(SIZES)),
     };
     kernel.forget();
+    kernel.used_sets = 0;
     kernel.set_tables(tables);
     test(kernel)
 }
@@ -124,7 +131,7 @@ impl Kernel {
                 other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
             }
         }
-        Kernel { ebpf, namespace, sizes, counted: BTreeMap::new() }
+        Kernel { ebpf, namespace, sizes, used_sets: 0, backend_sets: BTreeMap::new(), counted: BTreeMap::new() }
     }
 
     fn enter(&self) {
@@ -162,12 +169,15 @@ impl Kernel {
     /// Other Services; flows stay.
     pub fn set_tables(&mut self, tables: &Tables) {
         assert!(tables.config.flow_sets <= self.sizes.flow_sets);
+        self.used_sets = self.used_sets.max(tables.config.flow_sets);
         for (id, backend) in &tables.backends {
             sys::update(self.map("BACKENDS"), id, backend).unwrap();
         }
-        let sets: Vec<_> = tables.sets.iter().collect();
+        // A write waits until nobody reads the old set any more: 8 ms for any number of them.
+        let changed = tables.sets.iter().filter(|(id, slots)| self.backend_sets.get(id) != Some(*slots));
+        let changed: Vec<_> = changed.collect();
         // A descriptor for each, until it is in the map.
-        for sets in sets.chunks(256) {
+        for sets in changed.chunks(256) {
             let create = |(id, slots): &(&u32, &Vec<BackendSlot>)| {
                 let header = BackendSlot::header(slots.len() as u32);
                 let slots: Vec<_> = [header].into_iter().chain(slots.iter().copied()).collect();
@@ -177,6 +187,7 @@ impl Kernel {
             let descriptors: Vec<_> = created.iter().map(|set| set.as_raw_fd() as u32).collect();
             sys::update_batch(self.map("BACKEND_SETS"), &ids, &descriptors).unwrap();
         }
+        self.backend_sets.extend(tables.sets.clone());
         let addresses: Vec<(Addr, AddressFlags)> = tables.addresses.iter().map(|(key, value)| (*key, *value)).collect();
         self.replace("ADDRESSES", &addresses);
         let frontends: Vec<(FrontendKey, Frontend)> =
@@ -193,7 +204,7 @@ impl Kernel {
 
     /// All flows, what clients are known by, and pieces of datagrams.
     pub fn forget(&mut self) {
-        let indices: Vec<u32> = (0..self.sizes.flow_sets).collect();
+        let indices: Vec<u32> = (0..self.used_sets).collect();
         for indices in indices.chunks(1 << 13) {
             sys::update_batch(self.map("FLOWS"), indices, &vec![FlowSet([0; 32]); indices.len()]).unwrap();
         }
@@ -268,6 +279,30 @@ impl Kernel {
     }
 }
 
+/// A case beside the model. No time goes by in it but what it takes.
+///
+/// # Errors
+/// As [`svc_model::run::check`].
+pub fn check(case: &Case, tally: &mut Tally) -> Result<(), String> {
+    with(&case.world.tables(), |node| run::check(case, node, tally))
+}
+
+impl Subject for Kernel {
+    const KEEPS_PIECES: bool = true;
+
+    fn run(&mut self, hook: Hook, frame: &[u8]) -> Outcome {
+        Kernel::run(self, hook, frame)
+    }
+
+    fn set_tables(&mut self, tables: &Tables) {
+        Kernel::set_tables(self, tables);
+    }
+
+    fn wait(&mut self, seconds: u32) {
+        assert_eq!(seconds, 0, "the kernel's clock cannot be put forward");
+    }
+}
+
 /// What comes in by an interface, from here on.
 pub struct Tap(OwnedFd);
 
@@ -307,7 +342,7 @@ impl Tap {
             let length = unsafe { libc::recv(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
             let frame = &buffer[..usize::try_from(length).ok()?];
             let is_ip = matches!(frame[12..14], [8, 0] | [0x86, 0xdd]);
-            if is_ip && check::view(frame).src == source {
+            if is_ip && svc_dataplane::check::view(frame).src == source {
                 return Some(frame.to_vec());
             }
         }

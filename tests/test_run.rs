@@ -59,7 +59,8 @@ pub fn run(program: BorrowedFd<'_>, context: Context, packet: &[u8]) -> io::Resu
         pad: u32,
     }
     const PROG_TEST_RUN: i64 = 10;
-    let mut output = vec![0u8; packet.len() + 256];
+    // A piece of a datagram may come out as one that waited for it, of up to 9216 bytes.
+    let mut output = vec![0u8; packet.len().max(9216) + 256];
     let mut words = [0u32; 48];
     let context_size = if context.xdp {
         // struct xdp_md: data_end, ingress_ifindex.

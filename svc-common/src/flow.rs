@@ -1090,13 +1090,21 @@ impl Sets {
         Sets { sets, seed, limits: IdleLimits::default() }
     }
 
+    fn cells(&self) -> impl Iterator<Item = *mut Cell> {
+        self.sets.iter().flat_map(|set| (0..WAYS).map(move |way| set.get().cast::<Cell>().wrapping_add(way)))
+    }
+
     pub fn snapshots(&self, now: u16) -> Vec<Snapshot> {
-        self.sets
-            .iter()
-            .flat_map(|set| (0..WAYS).map(move |way| set.get().cast::<Cell>().wrapping_add(way)))
+        // SAFETY: the cells live as long as `self`.
+        self.cells().filter_map(|cell| unsafe { Snapshot::read(cell, now, &self.limits) }).collect()
+    }
+
+    /// [`sweep`] for all cells.
+    pub fn sweep(&self, now: u16) {
+        for cell in self.cells() {
             // SAFETY: the cells live as long as `self`.
-            .filter_map(|cell| unsafe { Snapshot::read(cell, now, &self.limits) })
-            .collect()
+            unsafe { sweep(cell, now, &self.limits) };
+        }
     }
 }
 

@@ -89,9 +89,10 @@ fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) 
         return Err(Reason::NotService);
     }
     let frontend = lookup(tables, headers.dst, headers.dport, headers.protocol, false)?;
-    let client = Client { addr: headers.src, scope: scope(headers), is_known: true };
+    let opens = headers.may_open();
+    let client = Client { addr: headers.src, scope: scope(headers), is_known: true, opens };
     choose(tables, &frontend, &client, backend)?;
-    if !headers.may_open() {
+    if !opens {
         return Err(Reason::NotService);
     }
     if masquerades(tables, headers, &frontend, backend) {

@@ -181,6 +181,7 @@ fn parse_v6<P: Packet, T: Tables>(packet: &P, tables: &T, headers: &mut Headers)
         return Err(Reason::NotService);
     }
     (headers.src, headers.dst) = V6::addresses(packet)?;
+    not_mapped(headers)?;
     if !P::PLAIN {
         let mut i = 0;
         while i < EXTENSIONS {
@@ -191,6 +192,9 @@ fn parse_v6<P: Packet, T: Tables>(packet: &P, tables: &T, headers: &mut Headers)
                 FRAGMENT => {
                     let position = u16::from_be(packet.get(at + 2)?);
                     headers.protocol = packet.get(at)?;
+                    if at as u16 > OFFSET_MASK - 8 {
+                        return Err(Reason::Unsupported);
+                    }
                     headers.l4 = at as u16 + 8;
                     // An "atomic" fragment is whole (RFC 6946).
                     if position & !6 == 0 {
@@ -213,7 +217,16 @@ fn parse_v6<P: Packet, T: Tables>(packet: &P, tables: &T, headers: &mut Headers)
     if !P::PLAIN && headers.protocol == ICMP_V6 {
         return parse_icmp::<P, V6>(packet, headers);
     }
+    if !P::PLAIN && !is_carried(headers.protocol) {
+        return Err(Reason::NotService);
+    }
     parse_transport::<P, V6>(packet, headers)
+}
+
+/// IPv4's addresses in an IPv6 header, which no host sends, are none of an IPv4 Service's.
+#[inline(always)]
+fn not_mapped(headers: &Headers) -> Result<(), Reason> {
+    if headers.src.is_v4() || headers.dst.is_v4() { Err(Reason::NotService) } else { Ok(()) }
 }
 
 /// Only the first piece of a datagram has its ports: they are noted for the others. An ICMP error in pieces is none that
@@ -297,9 +310,13 @@ fn parse_icmp<P: Packet, F: Family>(packet: &P, headers: &mut Headers) -> Result
         headers.dst = Addr::v4(src);
         headers.l4 = inner as u16 + length;
     } else {
+        if inner > OFFSET_MASK as usize - V6::HEADER {
+            return Err(Reason::Unsupported);
+        }
         headers.protocol = packet.get(inner + 6)?;
         headers.src = packet.get(inner + 24)?;
         headers.dst = packet.get(inner + 8)?;
+        not_mapped(headers)?;
         headers.l4 = inner as u16 + V6::HEADER as u16;
     }
     if !is_carried(headers.protocol) {

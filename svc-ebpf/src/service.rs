@@ -25,6 +25,8 @@ pub struct Client {
     pub scope: Scope,
     /// `addr` is the source address that its packets have: source ranges can be judged by it.
     pub is_known: bool,
+    /// It opens a connection, which session affinity is to remember.
+    pub opens: bool,
 }
 
 /// The frontend that `addr`:`port` is. `port` in network byte order; `loopback`: a loopback address means
@@ -123,7 +125,9 @@ fn pick_with_affinity<T: Tables>(
     if !kept && !read(set, 1 + pick(tables.random(), count), backend) {
         return false;
     }
-    tables.set_affinity(&key, Affinity { backend: backend.id, last: now });
+    if client.opens {
+        tables.set_affinity(&key, Affinity { backend: backend.id, last: now });
+    }
     true
 }
 

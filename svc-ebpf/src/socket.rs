@@ -78,7 +78,7 @@ fn balance<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<SocketP
         return Err(Reason::NotService);
     }
     let frontend = lookup(tables, request.addr, request.port, request.protocol, host)?;
-    let client = Client { addr: Addr::of_netns(request.netns), scope: Scope::Internal, is_known: false };
+    let client = Client { addr: Addr::of_netns(request.netns), scope: Scope::Internal, is_known: false, opens: true };
     let mut backend = BackendSlot::default();
     choose(tables, &frontend, &client, &mut backend)?;
     let BackendSlot { addr, port, id, .. } = backend;

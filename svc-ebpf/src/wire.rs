@@ -48,9 +48,10 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
     let config = tables.config();
     let port = u16::from_be(headers.dport);
     let may_be_masqueraded = config.snat_first <= port && port < config.first_moved_port();
+    // What goes to somebody else from and to the same ports is not to be noted in the flow.
     if !may_be_masqueraded
-        || !follow(tables, key, headers, hit)
         || tables.address(&headers.dst) & (ADDRESS_LOCAL | ADDRESS_NODE) == 0
+        || !follow(tables, key, headers, hit)
     {
         *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
         if !follow(tables, key, headers, hit) {

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use rstest::rstest;
 use svc_common::Reason;
-use svc_dataplane::packet::{IcmpError, LINK, MACS, Packet, SCTP, TCP, UDP, network_of};
+use svc_dataplane::packet::{Extension, ICMPV6, IcmpError, LINK, MACS, Packet, SCTP, TCP, UDP, network_of};
 use svc_dataplane::tables::Kind::{self, ClusterIp, ExternalIp, NodePort};
 use svc_dataplane::{Hook, Verdict, net};
 
@@ -219,5 +219,20 @@ fn icmp_that_is_no_error_passes(
         }
         let short = &frame[..LINK + if family == V4 { 20 } else { 40 }];
         assert_untouched(&node.run(Hook::Ingress, short), short, Verdict::Next, Reason::Truncated);
+    });
+}
+
+#[test]
+fn an_error_behind_more_headers_than_are_followed_is_left_alone() {
+    let (service, request) = service(NodePort, V6, UDP, &[(V6.local(), true)], V6.client());
+    on(&[service], |node| {
+        open(node, Hook::Ingress, &request);
+        let error = error_about(request.src, (1, 4), 0, &quote(&request.reply()), request.dst).frame();
+        let (fixed, message) = error.split_at(LINK + 40);
+        let mut frame = [fixed, &Extension::Long(424).bytes(ICMPV6), message].concat();
+        let length = (frame.len() - LINK - 40) as u16;
+        frame[LINK + 4..LINK + 6].copy_from_slice(&length.to_be_bytes());
+        frame[LINK + 6] = 60;
+        assert_untouched(&node.run(Hook::Ingress, &frame), &frame, Verdict::Next, Reason::Unsupported);
     });
 }

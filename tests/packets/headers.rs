@@ -1,4 +1,6 @@
 //! Packets with more than the plain headers, and with less.
+use std::net::IpAddr;
+
 use rstest::rstest;
 use svc_common::Reason;
 use svc_dataplane::packet::Extension::{self, Atomic, Authentication, Destination, HopByHop, Long, Routing};
@@ -65,6 +67,7 @@ fn ipv6_extension_headers_stay_as_they_are(
 
 #[rstest]
 #[case::longer_than_is_followed(&[Long(464)], Some(Reason::Unsupported))]
+#[case::a_fragment_header_behind_what_is_followed(&[Long(456), Atomic], Some(Reason::Unsupported))]
 #[case::more_than_are_followed(&[HopByHop, Destination, Routing, Authentication, Destination, Destination], None)]
 fn ipv6_extension_headers_that_are_not_followed(#[case] extensions: &[Extension], #[case] reason: Option<Reason>) {
     let (service, request) = service(Kind::NodePort, V6, TCP, &[(V6.local(), true)], V6.client());
@@ -77,6 +80,33 @@ fn ipv6_extension_headers_that_are_not_followed(#[case] extensions: &[Extension]
             }
         }
         assert_not_ours(&node.run(Hook::Xdp, &frame), &frame);
+    });
+}
+
+#[test]
+fn a_packet_without_a_next_header_is_whole() {
+    let (service, request) = service(Kind::NodePort, V6, TCP, &[(V6.local(), true)], V6.client());
+    let mut frame = request.frame()[..LINK + 40].to_vec();
+    frame[LINK + 4..LINK + 7].copy_from_slice(&[0, 0, 59]);
+    on(&[service], |node| {
+        for hook in Hook::ALL {
+            assert_not_ours(&node.run(hook, &frame), &frame);
+        }
+    });
+}
+
+#[rstest]
+fn an_ipv4_services_address_in_an_ipv6_header_is_nobodys(#[values(TCP, UDP)] protocol: u8) {
+    let (service, request) = service(Kind::ClusterIp, V4, protocol, &[(V4.local(), true)], V4.client());
+    let mapped = |address: IpAddr| match address {
+        IpAddr::V4(address) => IpAddr::V6(address.to_ipv6_mapped()),
+        IpAddr::V6(_) => address,
+    };
+    let frame = Packet { src: mapped(request.src), dst: mapped(request.dst), ..request }.frame();
+    on(&[service], |node| {
+        for hook in Hook::ALL {
+            assert_not_ours(&node.run(hook, &frame), &frame);
+        }
     });
 }
 

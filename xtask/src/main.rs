@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything that is done with this repository, a file a subcommand.
 mod bench;
 mod build;
+mod fuzz;
 mod host;
 mod kind;
 mod lint;
@@ -33,6 +34,7 @@ enum Task {
     Parity(parity::Options),
     Bench(bench::Options),
     Kind(kind::Options),
+    Fuzz(fuzz::Options),
     Vm(vm::Options),
     Lint(lint::Options),
 }
@@ -56,6 +58,7 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Parity(options) => parity::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Kind(options) => kind::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Lint(options) => lint::run(&options),
     }

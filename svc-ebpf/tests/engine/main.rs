@@ -524,3 +524,39 @@ fn an_address_of_the_service_range_that_nobody_has_is_dropped() {
     world.cidrs.push((addr("10.96.0.0"), 96 + 16, CIDR_SERVICES));
     assert_eq!(world.ingress(&mut Frame::tcp(CLIENT, 4000, "10.96.9.9", 80, TCP_SYN)), Err(Reason::UnallocatedAddress));
 }
+
+#[test]
+fn what_opens_no_connection_does_not_make_affinity_last_longer() {
+    let mut world = World::default();
+    world.affinity_seconds = 60;
+    let backends: Vec<String> = (1..=9).map(|n| format!("10.244.1.{n}")).collect();
+    let backends: Vec<_> = backends.iter().map(|text| (text.as_str(), true)).collect();
+    cluster_ip(&mut world, &backends, 0);
+    let stayed = (1..=50).filter(|n| {
+        let client = format!("192.0.2.{n}");
+        let asked = |sport: u16| {
+            let mut frame = Frame::tcp(&client, sport, VIP, 80, TCP_SYN);
+            world.ingress(&mut frame).unwrap();
+            frame.endpoints().2
+        };
+        let first = asked(4000);
+        world.seconds.set(world.seconds.get() + 50);
+        assert_eq!(world.ingress(&mut Frame::tcp(&client, 4001, VIP, 80, TCP_RST)), Err(Reason::NotService));
+        world.seconds.set(world.seconds.get() + 50);
+        asked(4002) == first
+    });
+    let stayed = stayed.count();
+    assert!(stayed < 25, "{stayed} of 50 clients stayed with one backend of 9");
+}
+
+#[test]
+fn what_a_backend_sends_to_somebody_else_leaves_a_flow_as_it_is() {
+    let mut world = World::default();
+    node_port(&mut world, &[(REMOTE, false)], 0);
+    let port = forwarded(&world, syn());
+    let mut other = Frame::tcp(REMOTE, 9376, "198.51.100.9", port, TCP_RST | TCP_ACK);
+    assert_eq!(world.ingress(&mut other), Err(Reason::NotService));
+    world.ingress(&mut syn()).unwrap();
+    let opened = world.counts().into_iter().find(|(reason, _)| *reason == Reason::FlowOpened);
+    assert_eq!(opened, Some((Reason::FlowOpened, 1)), "the reset was another connection's");
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use svc_common::checksum::Diff;
-use svc_common::flow::Sets;
+use svc_common::flow::{Sets, TICK_SHIFT};
 use svc_common::map::{
     AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, Config, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, Uplink,
@@ -119,30 +119,44 @@ pub struct Memory {
     counters: RefCell<BTreeMap<&'static str, u64>>,
     random: Cell<u64>,
     turn: Cell<u32>,
+    seconds: Cell<u32>,
 }
 
 impl Memory {
     /// `seed`: of what the engine chooses at random.
     pub fn new(tables: crate::tables::Tables, seed: u64) -> Self {
-        let flows = Sets::new(tables.config.flow_sets as usize, tables.config.flow_seed);
-        let sets = tables
-            .sets
-            .iter()
-            .map(|(id, slots)| {
-                let header = BackendSlot::header(slots.len() as u32);
-                (*id, Slots([header].into_iter().chain(slots.iter().copied()).collect()))
-            })
-            .collect();
-        Memory {
-            tables,
-            sets,
-            flows,
+        let mut memory = Memory {
+            flows: Sets::new(tables.config.flow_sets as usize, tables.config.flow_seed),
+            tables: crate::tables::Tables::default(),
+            sets: HashMap::new(),
             affinity: RefCell::default(),
             fragments: RefCell::default(),
             counters: RefCell::default(),
             random: Cell::new(seed),
             turn: Cell::new(0),
-        }
+            seconds: Cell::new(1000),
+        };
+        memory.set_tables(tables);
+        memory
+    }
+
+    /// Other Services; flows stay.
+    pub fn set_tables(&mut self, tables: crate::tables::Tables) {
+        let with_header = |slots: &Vec<BackendSlot>| {
+            Slots([BackendSlot::header(slots.len() as u32)].into_iter().chain(slots.iter().copied()).collect())
+        };
+        self.sets = tables.sets.iter().map(|(id, slots)| (*id, with_header(slots))).collect();
+        self.tables = tables;
+    }
+
+    /// Lets this many seconds go by.
+    pub fn wait(&self, seconds: u32) {
+        self.seconds.set(self.seconds.get() + seconds);
+    }
+
+    /// Frees the flows that are over, as the agent does every minute.
+    pub fn sweep(&self) {
+        self.flows.sweep(self.now());
     }
 
     pub fn run(&self, hook: Hook, frame: &[u8]) -> Outcome {
@@ -275,13 +289,12 @@ impl Tables for Memory {
         *self.counters.borrow_mut().entry(reason.label()).or_default() += 1;
     }
 
-    /// No time passes.
     fn now(&self) -> u16 {
-        7
+        ((u64::from(self.seconds.get()) * 1_000_000_000) >> TICK_SHIFT) as u16
     }
 
     fn seconds(&self) -> u32 {
-        1000
+        self.seconds.get()
     }
 
     fn turn(&self) -> u32 {

@@ -42,7 +42,7 @@ pub enum Extension {
 }
 
 impl Extension {
-    const fn number(self) -> u8 {
+    pub const fn number(self) -> u8 {
         match self {
             Extension::HopByHop => 0,
             Extension::Routing => 43,
@@ -52,7 +52,8 @@ impl Extension {
         }
     }
 
-    fn bytes(self, next: u8) -> Vec<u8> {
+    /// `next`: the number of the header behind.
+    pub fn bytes(self, next: u8) -> Vec<u8> {
         match self {
             // Six bytes of padding (PadN).
             Extension::HopByHop | Extension::Destination => vec![next, 0, 1, 4, 0, 0, 0, 0],

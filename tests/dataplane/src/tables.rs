@@ -6,9 +6,10 @@ use svc_common::Addr;
 use svc_common::flow::IdleLimits;
 use svc_common::map::{
     ADDRESS_CLUSTER_IP, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_NODE, AddressFlags, BACKEND_LOCAL, Backend,
-    BackendSlot, CIDR_PODS, CIDR_SERVICES, CidrFlags, CidrKey, Config, FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP,
-    FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL, FRONTEND_LOAD_BALANCER, FRONTEND_NODE_PORT,
-    FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, SourceRangeKey, Uplink, cluster_set, local_set,
+    BackendSlot, CIDR_PODS, CIDR_SERVICES, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL,
+    CidrFlags, CidrKey, Config, FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL,
+    FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_LOAD_BALANCER, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES,
+    Frontend, FrontendKey, SourceRangeKey, Uplink, cluster_set, local_set,
 };
 
 use crate::net::{INTERFACES, UPLINK};
@@ -63,6 +64,24 @@ impl Service {
     }
 }
 
+/// What the agent was told about the node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// kube-proxy's masqueradeAll.
+    pub masquerade_all: bool,
+    /// Whether detectLocalMode tells pods by [`POD_RANGES`], for each family.
+    pub detect_pods_v4: bool,
+    pub detect_pods_v6: bool,
+    /// Source ports for flows, first and last, host byte order.
+    pub source_ports: (u16, u16),
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { masquerade_all: false, detect_pods_v4: false, detect_pods_v6: false, source_ports: (1024, 29_999) }
+    }
+}
+
 #[derive(Clone, PartialEq, Debug)]
 pub struct Tables {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
@@ -94,8 +113,8 @@ impl Default for Tables {
                 host_netns: 1,
                 flow_seed: 0x1234_5678_9abc_def1,
                 flow_sets: 256,
-                snat_first: 1024,
-                snat_last: 29_999,
+                snat_first: 0,
+                snat_last: 0,
                 flags: 0,
                 uplink: UPLINK,
                 uplink_mac: link_words(INTERFACES[0].mac),
@@ -125,6 +144,7 @@ impl Default for Tables {
                 tables.cidrs.insert(cidr_key(address, length), flags);
             }
         }
+        tables.set(&Settings::default());
         tables
     }
 }
@@ -151,6 +171,19 @@ impl Tables {
         tables
     }
 
+    pub fn set(&mut self, settings: &Settings) {
+        let Settings { masquerade_all, detect_pods_v4, detect_pods_v6, source_ports } = *settings;
+        (self.config.snat_first, self.config.snat_last) = source_ports;
+        self.config.flags = [
+            (masquerade_all, CONFIG_MASQUERADE_ALL),
+            (detect_pods_v4, CONFIG_DETECT_PODS_V4),
+            (detect_pods_v6, CONFIG_DETECT_PODS_V6),
+        ]
+        .iter()
+        .filter(|(is_set, _)| *is_set)
+        .fold(0, |flags, (_, flag)| flags | flag);
+    }
+
     /// Adds the service, or replaces the one with the same frontend.
     pub fn put(&mut self, service: &Service) {
         let address = Addr::from(service.address);
@@ -170,8 +203,9 @@ impl Tables {
         if service.external_local {
             flags |= FRONTEND_EXTERNAL_LOCAL;
         }
-        self.source_ranges.retain(|range| range.service != service.id);
         if let Some(ranges) = &service.source_ranges {
+            // Other frontends of the service may have no ranges, or the same.
+            self.source_ranges.retain(|range| range.service != service.id);
             flags |= FRONTEND_SOURCE_RANGES;
             for (range, length) in ranges {
                 self.source_ranges.push(SourceRangeKey::new(service.id, (*range).into(), mapped(*range, *length)));
@@ -180,6 +214,29 @@ impl Tables {
         let frontend = Frontend { service: service.id, flags, affinity_seconds: service.affinity_seconds };
         self.frontends.insert(FrontendKey::new(address, service.port.to_be(), service.protocol), frontend);
         self.put_backends(service);
+    }
+
+    /// Takes a service away that was put.
+    pub fn remove(&mut self, service: &Service) {
+        let address = Addr::from(service.address);
+        self.frontends.remove(&FrontendKey::new(address, service.port.to_be(), service.protocol));
+        let is_external = |frontend: &Frontend| frontend.flags & FRONTEND_KIND != FRONTEND_CLUSTER_IP;
+        let here = self.frontends.iter().filter(|(key, _)| key.addr == address);
+        let kinds: Vec<_> = here.map(|(_, frontend)| is_external(frontend)).collect();
+        if let Some(flags) = self.addresses.get_mut(&address) {
+            for (flag, external) in [(ADDRESS_EXTERNAL, true), (ADDRESS_CLUSTER_IP, false)] {
+                if !kinds.contains(&external) {
+                    *flags &= !flag;
+                }
+            }
+            if *flags == 0 {
+                self.addresses.remove(&address);
+            }
+        }
+        if self.frontends.values().all(|frontend| frontend.service != service.id) {
+            self.source_ranges.retain(|range| range.service != service.id);
+            self.put_backends(&Service { backends: Vec::new(), ..service.clone() });
+        }
     }
 
     /// An id names one address, port and protocol of one service as long as it lives; what the sets no longer hold is not
