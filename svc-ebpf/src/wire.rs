@@ -115,9 +115,10 @@ fn open<P: Packet, T: Tables>(
         tables.open(headers, key, hit)?;
         let local = if hit.is_masqueraded() {
             source(tables, headers.v4, packet.ifindex())?
-        } else if headers.from == From::Host {
+        } else if headers.from == From::Host && hit.second != headers.sport {
             headers.src
         } else {
+            // No address of this node, or the port of the socket that has sent the packet.
             return opened(packet, tables);
         };
         let backend = Peer { addr: hit.to(), port: hit.port };

@@ -560,3 +560,14 @@ fn what_a_backend_sends_to_somebody_else_leaves_a_flow_as_it_is() {
     let opened = world.counts().into_iter().find(|(reason, _)| *reason == Reason::FlowOpened);
     assert_eq!(opened, Some((Reason::FlowOpened, 1)), "the reset was another connection's");
 }
+
+#[test]
+fn a_port_of_the_node_that_stays_is_its_own_sockets() {
+    let mut world = World::default();
+    world.address(VIP, ADDRESS_CLUSTER_IP);
+    world.address(NODE, ADDRESS_NODE);
+    world.service(7, VIP, 123, UDP, 0, &[(REMOTE, false)]);
+    let mut frame = Frame { sockets: 123..124, ..Frame::udp(NODE, 123, VIP, 123) };
+    assert_eq!(world.egress(&mut frame), Ok(Next::Send));
+    assert_eq!(frame.endpoints(), (NODE.into(), 123, REMOTE.into(), 9376));
+}
