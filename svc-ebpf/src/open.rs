@@ -15,8 +15,8 @@ use crate::tables::Tables;
 const PORT_TRIES: u32 = 64;
 /// As many of them in turn, for protocols with a handshake: the first half-open flow that is met is the oldest one then.
 const PORTS_IN_TURN: u32 = 16;
-/// As many of those before that flow has to give way: at least half of the ports are in use then, by all odds.
-const TURNS_OF_GRACE: u32 = 8;
+/// As many of them in all before that flow has to give way, the others at random: most of the ports are in use then, by all odds.
+const PORTS_OF_GRACE: u32 = 8;
 /// As many of them for UDP before a flow that went one way only has to give way, and where the client keeps its address.
 const PORTS_AT_RANDOM: u32 = 16;
 /// How often another core may take the port first.
@@ -247,7 +247,7 @@ pub struct SourcePort {
 
 /// A port for which no flow to the backend lives.
 ///
-/// A flow that is over gives its port up. So does one whose client has not answered yet, where the next few ports are not free
+/// A flow that is over gives its port up. So does one whose client has not answered yet, where a few other ports are not free
 /// either: where there is a handshake at its turn, when it has had the time in which all other ports were given out;
 /// else, since a UDP flow may go one way for good, after more tries.
 ///
@@ -260,20 +260,15 @@ pub fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSl
     let kept = backend.flags & PORT_KEPT != 0;
     let masqueraded = is_masqueraded(backend);
     let tries = if masqueraded { PORT_TRIES } else { PORTS_AT_RANDOM };
-    let turn = if headers.protocol == UDP { 0 } else { tables.turn() };
-    let grace = if headers.protocol == UDP { PORTS_AT_RANDOM } else { TURNS_OF_GRACE };
+    let grace = if headers.protocol == UDP { PORTS_AT_RANDOM } else { PORTS_OF_GRACE };
     let mut half_open = 0;
     let mut attempt = 0;
     while attempt < tries {
         let port = if attempt == 0 && kept {
             headers.sport
         } else {
-            let in_turn = attempt < PORTS_IN_TURN && headers.protocol != UDP;
-            let offset = if in_turn {
-                shuffle(turn.wrapping_add(attempt), range, tables.config().flow_seed)
-            } else {
-                pick(tables.random(), range)
-            };
+            let in_turn = half_open == 0 && attempt < PORTS_IN_TURN && headers.protocol != UDP;
+            let offset = if in_turn { next_in_turn(tables, range) } else { pick(tables.random(), range) };
             first.wrapping_add(offset as u16).to_be()
         };
         let key = reverse_key(headers, backend, port);
@@ -313,4 +308,10 @@ fn port_range<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot) -
     } else {
         (middle, config.snat_last)
     }
+}
+
+/// Less than `range`: each number once, in an order that only this node knows, then again from the start.
+#[inline(always)]
+fn next_in_turn<T: Tables>(tables: &T, range: u32) -> u32 {
+    shuffle(tables.turn(), range, tables.config().flow_seed)
 }

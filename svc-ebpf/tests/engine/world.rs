@@ -159,7 +159,7 @@ pub(crate) struct World {
     pub(crate) seconds: Cell<u32>,
     flows: Sets,
     counters: RefCell<BTreeMap<u32, u64>>,
-    random: Cell<u32>,
+    random: Cell<u64>,
     pub(crate) ticks: Cell<u16>,
     turn: Cell<u32>,
 }
@@ -360,8 +360,11 @@ impl Tables for World {
     }
 
     fn random(&self) -> u32 {
-        let next = self.random.get().wrapping_mul(0x915f_77f5).wrapping_add(0x9e37_79b9);
-        self.random.set(next);
-        next
+        // splitmix64.
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) as u32
     }
 }
