@@ -132,9 +132,10 @@ mod tests {
     use super::*;
     use crate::object::Family;
     use crate::status::{Resync, Sync, WithoutLocal};
+    use rstest::rstest;
 
-    #[test]
-    fn every_sample_belongs_to_a_family_that_is_announced_before_it() {
+    /// Of an agent to which everything has happened.
+    fn page() -> String {
         let status = Status::default();
         status.queued(3, 2);
         status.queued(0, 4);
@@ -155,7 +156,12 @@ mod tests {
         status.sockets_terminated(2);
         status.sockets_terminated(1);
         let read = || Reason::ALL.iter().map(|reason| (*reason, Counter { packets: 5, bytes: 6 })).collect();
-        let page = answer("/metrics", &status, Some(&read), "").unwrap().body;
+        answer("/metrics", &status, Some(&read), "").unwrap().body
+    }
+
+    #[test]
+    fn every_sample_belongs_to_a_family_that_is_announced_before_it() {
+        let page = page();
         let mut family = "";
         for line in page.lines() {
             if let Some(announced) = line.strip_prefix("# TYPE ") {
@@ -193,6 +199,49 @@ mod tests {
             "rest_client_request_duration_seconds_count{host=\"192.0.2.1:6443\",verb=\"GET\"} 2",
         ] {
             assert!(page.lines().any(|line| line == sample), "{sample} in\n{page}");
+        }
+    }
+
+    #[rstest]
+    #[case::dashboard(include_str!("../../deploy/grafana/dashboard.json"))]
+    #[case::alerts(include_str!("../../deploy/grafana/alerts.yaml"))]
+    fn dashboards_and_alerts_ask_for_what_is_told(#[case] file: &str) {
+        let page = page();
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let words = file.split(|c| !is_word(c));
+        let mut names: Vec<&str> = words
+            .filter(|word| ["svc_", "kubeproxy_", "process_"].iter().any(|prefix| word.starts_with(prefix)))
+            .map(|word| word.strip_suffix("_bucket").unwrap_or(word))
+            .collect();
+        names.dedup();
+        assert!(names.len() >= 5, "{names:?}");
+        for name in names {
+            assert!(page.contains(&format!("# TYPE {name} ")), "{name}");
+        }
+        for reasons in
+            file.split("reason").filter_map(|rest| rest.trim_start_matches(['=', '~', '\\']).strip_prefix('"'))
+        {
+            let reasons = reasons.split(['"', '\\']).next().unwrap();
+            for reason in reasons.split('|') {
+                assert!(Reason::ALL.iter().any(|known| known.label() == reason), "{reason}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_alerts_runbook_is_a_heading_of_the_documents() {
+        let operations = include_str!("../../docs/operations.md");
+        let headings = operations.lines().filter_map(|line| line.strip_prefix("## "));
+        let anchors: Vec<String> = headings.map(|heading| heading.to_lowercase().replace(' ', "-")).collect();
+        let alerts = include_str!("../../deploy/grafana/alerts.yaml");
+        let runbooks: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: ")).collect();
+        assert_eq!(runbooks.len(), alerts.matches("- alert:").count());
+        for runbook in runbooks {
+            let anchor = runbook.strip_prefix("docs/operations.md#");
+            assert!(
+                runbook == "docs/dataplane.md" || anchors.iter().any(|known| Some(&**known) == anchor),
+                "{runbook}"
+            );
         }
     }
 
