@@ -13,7 +13,7 @@ use svc_common::map::{
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout_at;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::apply::{Applier, backoff};
 use crate::cidrs::{self, PodDetector};
@@ -282,6 +282,9 @@ impl<D: Dataplane> Reconciler<D> {
                 match (is_new, desired.has(&name)) {
                     (true, true) => info!(service = %name, backends = after, "service added"),
                     (false, false) => info!(service = %name, "service removed"),
+                    (false, true) if before + after == 0 => {
+                        debug!(service = %name, "service changed, without backends");
+                    }
                     (false, true) => info!(service = %name, "service changed: {before} -> {after} backends"),
                     (true, false) => {}
                 }
