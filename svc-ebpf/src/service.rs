@@ -70,11 +70,7 @@ pub fn choose<T: Tables>(
     {
         return Err(Reason::SourceRange);
     }
-    let local = if frontend.flags & FRONTEND_KIND == FRONTEND_CLUSTER_IP {
-        frontend.flags & FRONTEND_INTERNAL_LOCAL != 0
-    } else {
-        client.scope == Scope::External && frontend.flags & FRONTEND_EXTERNAL_LOCAL != 0
-    };
+    let local = is_local(frontend, client.scope);
     let set = if local { local_set(frontend.service) } else { cluster_set(frontend.service) };
     if pick_from(tables, set, frontend, client, backend) {
         return Ok(());
@@ -83,6 +79,16 @@ pub fn choose<T: Tables>(
         return Err(Reason::NoLocalBackend);
     }
     Err(Reason::NoBackend)
+}
+
+/// Whether the traffic policy leaves a client of this scope the node's own backends only.
+#[inline(always)]
+pub fn is_local(frontend: &Frontend, scope: Scope) -> bool {
+    if frontend.flags & FRONTEND_KIND == FRONTEND_CLUSTER_IP {
+        frontend.flags & FRONTEND_INTERNAL_LOCAL != 0
+    } else {
+        scope == Scope::External && frontend.flags & FRONTEND_EXTERNAL_LOCAL != 0
+    }
 }
 
 #[inline(always)]

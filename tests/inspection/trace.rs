@@ -104,6 +104,13 @@ fn a_forwarded_packet_is_told_with_its_backend_and_its_new_addresses() {
 }
 
 #[test]
+fn a_pod_of_another_node_is_told_the_policy_for_clients_outside() {
+    let answer = trace(&cluster(), &["tcp", "10.244.2.77", "192.0.2.94:80", "--from", "network"]);
+    assert_eq!(answer["packet"]["reason"], "no_local_backend", "{answer}");
+    assert_eq!((&answer["service"]["policy"], &answer["service"]["backends"]), (&"Local".into(), &json!([])));
+}
+
+#[test]
 fn a_socket_is_told_what_its_packets_would_not_say() {
     let cluster = cluster();
     for (source, destination, verdict, reason) in [

@@ -8,11 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 use svc_common::map::{
-    ADDRESS_CLUSTER_IP, BACKEND_LOCAL, BackendSlot, CIDR_PODS, FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_LOCAL,
-    FRONTEND_INTERNAL_LOCAL, FRONTEND_KIND, FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, cluster_set, local_set,
+    ADDRESS_CLUSTER_IP, BACKEND_LOCAL, BackendSlot, FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, cluster_set,
+    local_set,
 };
 use svc_common::{Addr, Reason};
-use svc_ebpf::service;
+use svc_ebpf::service::{self, Scope};
 use svc_ebpf::socket::{self, Request};
 use svc_ebpf::tables::Tables as _;
 
@@ -143,12 +143,7 @@ fn frontend(known: &Known<'_>, protocol: Protocol, destination: SocketAddr, from
 
 fn served(state: &State, known: &Known<'_>, frontend: &Frontend, source: IpAddr, from: From) -> Served {
     let name = state.services.get(&frontend.service).and_then(PortName::from_map);
-    let in_cluster = from != From::Network || known.cidr(source.into()) & CIDR_PODS != 0;
-    let local = if frontend.flags & FRONTEND_KIND == FRONTEND_CLUSTER_IP {
-        frontend.flags & FRONTEND_INTERNAL_LOCAL != 0
-    } else {
-        !in_cluster && frontend.flags & FRONTEND_EXTERNAL_LOCAL != 0
-    };
+    let local = service::is_local(frontend, if from == From::Network { Scope::External } else { Scope::Internal });
     let set = if local { local_set(frontend.service) } else { cluster_set(frontend.service) };
     let slots = state.sets.get(&set).map_or(&[][..], Vec::as_slice);
     let key = svc_common::map::AffinityKey { service: frontend.service, pad: 0, client: source.into() };
