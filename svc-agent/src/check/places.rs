@@ -3,7 +3,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::unistd::{AccessFlags, access};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -50,9 +49,9 @@ pub fn bpffs(directory: &Path) -> Finding {
     let Some(existing) = directory.ancestors().find(|ancestor| ancestor.exists()) else {
         return Finding::failed(CHECK, format!("--bpffs {shown} is no path"), "name a directory on a BPF file system");
     };
-    match statfs(existing) {
-        Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => {}
-        Ok(_) => {
+    match host::is_bpffs(existing) {
+        Ok(true) => {}
+        Ok(false) => {
             return Finding::failed(
                 CHECK,
                 format!("--bpffs {shown} is not on a BPF file system"),
