@@ -267,14 +267,25 @@ pub fn service(name: &str, cluster_ip: &str, pods: &[&str]) -> [Value; 2] {
         .iter()
         .filter(|pod| pods.contains(&pod.name))
         .map(|pod| {
-            json!({
-                "addresses": [pod.v4()],
-                "conditions": { "ready": true, "serving": true, "terminating": false },
-                "nodeName": pod.node().name,
-                "targetRef": { "kind": "Pod", "name": pod.name, "namespace": "default" },
-            })
+            let mut endpoint = endpoint(&pod.v4().to_string(), pod.node());
+            endpoint["targetRef"] = json!({ "kind": "Pod", "name": pod.name, "namespace": "default" });
+            endpoint
         })
         .collect();
+    service_of(name, cluster_ip, &endpoints)
+}
+
+/// One that is ready.
+pub fn endpoint(address: &str, node: &Node) -> Value {
+    json!({
+        "addresses": [address],
+        "conditions": { "ready": true, "serving": true, "terminating": false },
+        "nodeName": node.name,
+    })
+}
+
+/// A ClusterIP Service, port 80, of these endpoints.
+pub fn service_of(name: &str, cluster_ip: &str, endpoints: &[Value]) -> [Value; 2] {
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default" },
         "spec": {

@@ -88,21 +88,29 @@ fn a_connection_that_is_met_half_way_is_opened(#[case] flags: u8, #[values(V4, V
     on(&[service], |node| run(node, Hook::Ingress, &request.clone().flags(flags), OPENED));
 }
 
-/// The Service after `family.local()` has left it, with these others.
-fn without_local(service: &Service, others: &[(std::net::IpAddr, bool)]) -> Service {
-    let Service { id, kind, address, port, protocol, .. } = *service;
-    Service::new(id, kind, address, port, protocol, others)
+/// Runs `test` with the request of an established flow to `family.local()`, after that has left its Service to `others`, and
+/// with the reply.
+fn when_its_backend_leaves(
+    protocol: u8,
+    family: Family,
+    others: &[(std::net::IpAddr, bool)],
+    test: impl FnOnce(&mut Kernel, &Packet, &Packet) + Send,
+) {
+    let (service, request) = service(NodePort, family, protocol, &[(family.local(), true)], family.client());
+    let Service { id, kind, address, port, .. } = service;
+    let other = Service::new(id, kind, address, port, protocol, others);
+    let mut tables = Tables::with(&[service]);
+    svc_tests::kernel::with(&tables.clone(), |node| {
+        let reply = established(node, &request);
+        tables.put(&other);
+        node.set_tables(&tables);
+        test(node, &request, &reply);
+    });
 }
 
 #[rstest]
 fn when_its_backend_leaves_a_udp_flow_goes_to_another(#[values(V4, V6)] family: Family) {
-    let (service, request) = service(NodePort, family, UDP, &[(family.local(), true)], family.client());
-    let other = without_local(&service, &[(family.remote(), false)]);
-    let mut tables = Tables::with(&[service]);
-    svc_tests::kernel::with(&tables.clone(), |node| {
-        established(node, &request);
-        tables.put(&other);
-        node.set_tables(&tables);
+    when_its_backend_leaves(UDP, family, &[(family.remote(), false)], |node, request, _| {
         let outcome = node.run(Hook::Ingress, &request.frame());
         assert!(outcome.moved_only(OPENED), "{:?}", outcome.moved);
         assert_eq!(ends(&outcome).dst, family.remote());
@@ -111,15 +119,9 @@ fn when_its_backend_leaves_a_udp_flow_goes_to_another(#[values(V4, V6)] family: 
 
 #[rstest]
 fn when_its_last_backend_leaves_a_udp_flow_is_rejected(#[values(V4, V6)] family: Family) {
-    let (service, request) = service(NodePort, family, UDP, &[(family.local(), true)], family.client());
-    let other = without_local(&service, &[]);
-    let mut tables = Tables::with(&[service]);
-    svc_tests::kernel::with(&tables.clone(), |node| {
-        established(node, &request);
-        tables.put(&other);
-        node.set_tables(&tables);
+    when_its_backend_leaves(UDP, family, &[], |node, request, _| {
         let kind = if family == V4 { (3, 3) } else { (1, 4) };
-        assert_told(&node.run(Hook::Ingress, &request.frame()), &[Reason::NoBackend], &request, kind, None);
+        assert_told(&node.run(Hook::Ingress, &request.frame()), &[Reason::NoBackend], request, kind, None);
     });
 }
 
@@ -128,17 +130,11 @@ fn when_its_backend_leaves_a_connection_stays_and_a_new_one_goes_to_another(
     #[values(TCP, SCTP)] protocol: u8,
     #[values(V4, V6)] family: Family,
 ) {
-    let (service, request) = service(NodePort, family, protocol, &[(family.local(), true)], family.client());
-    let other = without_local(&service, &[(family.remote(), false)]);
-    let mut tables = Tables::with(&[service]);
-    svc_tests::kernel::with(&tables.clone(), |node| {
-        let reply = established(node, &request);
-        tables.put(&other);
-        node.set_tables(&tables);
-        let outcome = node.run(Hook::Ingress, &goes_on(&request).frame());
+    when_its_backend_leaves(protocol, family, &[(family.remote(), false)], |node, request, reply| {
+        let outcome = node.run(Hook::Ingress, &goes_on(request).frame());
         assert!(outcome.moved_only(HIT), "{:?}", outcome.moved);
         assert_eq!(ends(&outcome).dst, family.local());
-        run(node, Hook::Egress, &reply, REPLY);
+        run(node, Hook::Egress, reply, REPLY);
 
         let outcome = node.run(Hook::Ingress, &request.frame());
         assert!(outcome.moved_only(OPENED), "{:?}", outcome.moved);
@@ -148,15 +144,9 @@ fn when_its_backend_leaves_a_connection_stays_and_a_new_one_goes_to_another(
 
 #[rstest]
 fn when_its_last_backend_leaves_a_tcp_connection_stays_and_a_new_one_is_reset(#[values(V4, V6)] family: Family) {
-    let (service, request) = service(NodePort, family, TCP, &[(family.local(), true)], family.client());
-    let other = without_local(&service, &[]);
-    let mut tables = Tables::with(&[service]);
-    svc_tests::kernel::with(&tables.clone(), |node| {
-        established(node, &request);
-        tables.put(&other);
-        node.set_tables(&tables);
-        run(node, Hook::Ingress, &goes_on(&request), HIT);
-        assert_reset(&node.run(Hook::Ingress, &request.frame()), Reason::NoBackend, &request, 0, Some(22));
+    when_its_backend_leaves(TCP, family, &[], |node, request, _| {
+        run(node, Hook::Ingress, &goes_on(request), HIT);
+        assert_reset(&node.run(Hook::Ingress, &request.frame()), Reason::NoBackend, request, 0, Some(22));
     });
 }
 

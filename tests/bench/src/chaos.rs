@@ -13,10 +13,11 @@ use svc_lab::load::Load;
 use svc_lab::manifests::Manifests;
 use svc_lab::source::Source;
 use svc_lab::topology::{BACKENDS, CLIENT, Lab, NODES, OUTSIDE};
+use svc_tests::cluster::endpoint;
 
 use crate::Effort;
 use crate::figure::Figure;
-use crate::scale::{endpoint_of, others};
+use crate::scale::others;
 
 /// Of examples/hostnames.
 const CLUSTER_IP: &str = "http://10.96.0.80/";
@@ -106,7 +107,7 @@ impl World {
                 let set = 1 + number / 2 % 15;
                 let chosen = BACKENDS.iter().enumerate().filter(|(index, _)| set >> index & 1 == 1);
                 let endpoints: Vec<Value> =
-                    chosen.map(|(_, pod)| endpoint_of(&pod.v4().to_string(), pod.node().name)).collect();
+                    chosen.map(|(_, pod)| endpoint(&pod.v4().to_string(), pod.node())).collect();
                 let name = SLICES[number as usize % SLICES.len()];
                 let slice = json!({
                     "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": { "namespace": "default" },

@@ -4,6 +4,8 @@ mod figure;
 mod packets;
 mod report;
 mod scale;
+#[path = "../kernel/src/template.rs"]
+mod template;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

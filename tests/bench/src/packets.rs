@@ -21,21 +21,10 @@ use svc_tests::test_run::{Context, run};
 
 use crate::Effort;
 use crate::figure::Figure;
+use crate::template::{Template, WORDS};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench.o"));
 
-/// As bench/kernel has it.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Template {
-    header: [u64; 10],
-    mask: u32,
-    in_turn: u32,
-    address: u32,
-    port: u32,
-    first: u32,
-    first_port: u32,
-}
 // SAFETY: integers without padding.
 unsafe impl Plain for Template {}
 
@@ -68,11 +57,11 @@ impl Case {
 
     fn template(&self, flags: u8, mask: u32, in_turn: bool, first: u32) -> Template {
         let mut frame = self.frame(flags);
-        frame.truncate(80);
+        frame.truncate(WORDS * 8);
         let words = frame.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
         let (address, port) = if self.v4 { (28, 34) } else { (36, 54) };
         Template {
-            header: words.collect::<Vec<_>>().try_into().expect("80 bytes"),
+            header: words.collect::<Vec<_>>().try_into().expect("as many words"),
             mask,
             in_turn: in_turn.into(),
             address,
@@ -84,7 +73,7 @@ impl Case {
 
     fn frame(&self, flags: u8) -> Vec<u8> {
         let mut frame = self.packet(flags).frame();
-        frame.resize(frame.len().max(80), 0);
+        frame.resize(frame.len().max(WORDS * 8), 0);
         frame
     }
 

@@ -15,8 +15,9 @@ use svc_lab::load::Load;
 use svc_lab::manifests::Manifests;
 use svc_lab::process::Process;
 use svc_lab::source::Source;
-use svc_lab::topology::{BACKENDS, CLIENT, Lab, NODES, PORT, Pod};
+use svc_lab::topology::{BACKENDS, CLIENT, Lab, NODES, Pod};
 use svc_parity::objects::nodes;
+use svc_tests::cluster::{endpoint, service_of};
 
 use crate::Effort;
 use crate::figure::Figure;
@@ -211,44 +212,24 @@ fn wait_for(load: &Load, begin: u64, wanted: impl Fn(&Outcome) -> bool) -> Resul
 /// A Service without pods behind its endpoints, and its slice.
 pub(crate) fn others(number: u32) -> [Value; 2] {
     let address = format!("10.96.{}.{}", 16 + number / 250, 1 + number % 250);
-    let endpoints = (0..ENDPOINTS).map(|endpoint| {
-        let index = number * ENDPOINTS + endpoint;
+    let endpoints = (0..ENDPOINTS).map(|offset| {
+        let index = number * ENDPOINTS + offset;
         let address = format!("10.{}.{}.{}", 16 + index / 62_500, index / 250 % 250, 1 + index % 250);
-        endpoint_of(&address, NODES[endpoint as usize % NODES.len()].name)
+        endpoint(&address, &NODES[index as usize % NODES.len()])
     });
     service(&format!("service-{number}"), &address, &endpoints.collect::<Vec<_>>())
 }
 
 fn canary(backend: &Pod) -> [Value; 2] {
-    service(CANARY, CANARY_IP, &[endpoint_of(&backend.v4().to_string(), backend.node().name)])
-}
-
-pub(crate) fn endpoint_of(address: &str, node: &str) -> Value {
-    json!({
-        "addresses": [address], "nodeName": node,
-        "conditions": { "ready": true, "serving": true, "terminating": false },
-    })
+    service(CANARY, CANARY_IP, &[endpoint(&backend.v4().to_string(), backend.node())])
 }
 
 /// Marked by a label, to be deleted by it.
 fn service(name: &str, address: &str, endpoints: &[Value]) -> [Value; 2] {
-    let service = json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default", "labels": { "bench": "other" } },
-        "spec": {
-            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
-            "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "targetPort": PORT }],
-        },
-    });
-    let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {
-            "name": format!("{name}-ipv4"), "namespace": "default",
-            "labels": { "kubernetes.io/service-name": name, "bench": "other" },
-        },
-        "ports": [{ "name": "http", "protocol": "TCP", "port": PORT }],
-        "endpoints": endpoints,
-    });
-    [service, slice]
+    service_of(name, address, endpoints).map(|mut object| {
+        object["metadata"]["labels"]["bench"] = "other".into();
+        object
+    })
 }
 
 /// What the kernel says that the first node's maps take.

@@ -183,32 +183,31 @@ impl Packet {
         (header.fin, header.syn, header.rst, header.ack) = (has(FIN), has(SYN), has(RST), has(ACK));
         header.psh = has(8);
         header.urg = has(32);
-        let checksum = match (self.src, self.dst) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), &self.payload)
-            }
-            (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), &self.payload)
-            }
-            ends => panic!("two families: {ends:?}"),
-        };
+        let checksum = self.by_family(
+            |src, dst| header.calc_checksum_ipv4_raw(src, dst, &self.payload),
+            |src, dst| header.calc_checksum_ipv6_raw(src, dst, &self.payload),
+        );
         header.checksum = checksum.unwrap();
         [&header.to_bytes()[..], &self.payload].concat()
+    }
+
+    /// What is to be had of both addresses, which are of one family.
+    fn by_family<T>(&self, v4: impl FnOnce([u8; 4], [u8; 4]) -> T, v6: impl FnOnce([u8; 16], [u8; 16]) -> T) -> T {
+        match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => v4(src.octets(), dst.octets()),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => v6(src.octets(), dst.octets()),
+            ends => panic!("two families: {ends:?}"),
+        }
     }
 
     fn udp(&self) -> Vec<u8> {
         let length = (8 + self.payload.len()) as u16;
         let mut header = UdpHeader { source_port: self.sport, destination_port: self.dport, length, checksum: 0 };
         if self.has_checksum {
-            let checksum = match (self.src, self.dst) {
-                (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                    header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), &self.payload)
-                }
-                (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                    header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), &self.payload)
-                }
-                ends => panic!("two families: {ends:?}"),
-            };
+            let checksum = self.by_family(
+                |src, dst| header.calc_checksum_ipv4_raw(src, dst, &self.payload),
+                |src, dst| header.calc_checksum_ipv6_raw(src, dst, &self.payload),
+            );
             header.checksum = checksum.unwrap();
         }
         [&header.to_bytes()[..], &self.payload].concat()

@@ -7,6 +7,8 @@ use aya_ebpf::macros::{btf_map, classifier, map, xdp};
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::{TcContext, XdpContext};
 
+use crate::template::{Template, WORDS};
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {}
@@ -15,28 +17,6 @@ fn panic(_: &core::panic::PanicInfo) -> ! {
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-/// Eight bytes each, of a header.
-const WORDS: usize = 10;
-
-/// What a generator writes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Template {
-    /// The packet's first bytes.
-    header: [u64; WORDS],
-    /// One less than the number of flows, which is a power of two.
-    mask: u32,
-    /// 0: a flow at random, else one after the other.
-    in_turn: u32,
-    /// Where the last two bytes of the source address and the source port stand.
-    address: u32,
-    port: u32,
-    /// Where to start from with flows in turn.
-    first: u32,
-    /// The first of the source ports.
-    first_port: u32,
-}
 
 #[btf_map]
 static TEMPLATE: Array<Template, 1> = Array::new();

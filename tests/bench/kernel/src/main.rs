@@ -12,3 +12,5 @@ fn main() {
 
 #[cfg(target_arch = "bpf")]
 mod kernel;
+#[cfg(target_arch = "bpf")]
+mod template;
