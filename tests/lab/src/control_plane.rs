@@ -305,7 +305,8 @@ impl ControlPlane {
         })
     }
 
-    /// Reason and note of each Event on a Service of the namespace `default`.
+    /// Reason and note of each Event of the agents on a Service of the namespace `default`. The API server writes some as well,
+    /// where its check of ClusterIPs meets one that is just being made.
     pub fn events(&self, lab: &Lab, service: &str) -> Result<Vec<(String, String)>> {
         let list = self.with_client(lab, async |client| {
             let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("events.k8s.io", "v1", "Event"));
@@ -314,7 +315,8 @@ impl ControlPlane {
         })?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let of_service = list.iter().map(|event| &event.data).filter(|event| event["regarding"]["name"] == service);
-        Ok(of_service.map(|event| (text(&event["reason"]), text(&event["note"]))).collect())
+        let of_agents = of_service.filter(|event| event["reportingController"] == "svc-agent");
+        Ok(of_agents.map(|event| (text(&event["reason"]), text(&event["note"]))).collect())
     }
 
     /// From the control plane's own host: the machine's other networks know no way to it.
