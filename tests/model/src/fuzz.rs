@@ -25,7 +25,7 @@ pub struct Options {
 ///
 /// # Panics
 /// Where the clock is before 1970.
-pub fn any_seed() -> u64 {
+fn any_seed() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as u64
 }
 

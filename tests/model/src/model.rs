@@ -489,14 +489,15 @@ impl Model {
         matches!(self.holders_phase(index, choice, port), None | Some(Phase::Closed))
     }
 
-    /// A privileged port and SCTP's stay where the client keeps its address; a connection that is no Service's has to move.
-    fn keeps_port(&self, index: usize, choice: &Choice) -> bool {
+    /// A privileged port and SCTP's are to stay where the client keeps its address; a connection that is no Service's has to move.
+    fn prefers_own_port(&self, index: usize, choice: &Choice) -> bool {
         let flow = self.flows[index].as_ref().expect("a flow that was found");
-        let own = flow.request.sport;
-        choice.backend.is_some()
-            && !choice.masqueraded
-            && (own < 1024 || flow.protocol == SCTP)
-            && self.is_vacant(index, choice, own)
+        choice.backend.is_some() && !choice.masqueraded && (flow.request.sport < 1024 || flow.protocol == SCTP)
+    }
+
+    fn keeps_port(&self, index: usize, choice: &Choice) -> bool {
+        let own = self.flows[index].as_ref().expect("a flow that was found").request.sport;
+        self.prefers_own_port(index, choice) && self.is_vacant(index, choice, own)
     }
 
     /// Whether a new flow may have this source port.
@@ -509,7 +510,13 @@ impl Model {
             return if port == own { Ok(()) } else { Err(format!("its source port is {port}, and {own} was to stay")) };
         }
         if port == own && !choice.masqueraded && !(first..next).contains(&port) {
-            return if self.is_vacant(index, choice, own) && taken {
+            // A half-open flow gives the port up only to one that is to keep it.
+            let is_given = match self.holders_phase(index, choice, own) {
+                None | Some(Phase::Closed) => true,
+                Some(Phase::New) => self.prefers_own_port(index, choice),
+                Some(Phase::Established | Phase::Closing) => false,
+            };
+            return if is_given && taken {
                 Ok(())
             } else {
                 Err(format!("it keeps its source port {own}, though others are free or that one is not"))
