@@ -18,7 +18,7 @@ use svc_agent::dataplane::aya::OBJECT;
 use svc_agent::sys::{self, Plain};
 use svc_common::map::{
     AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, CidrKey, Counter, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, SourceRangeKey, local_set,
+    Frontend, FrontendKey, HopLease, SourceRangeKey, local_set,
 };
 use svc_common::{Addr, Reason};
 use svc_dataplane::tables::Tables;
@@ -37,6 +37,8 @@ pub struct Kernel {
     /// As they are in the kernel.
     backend_sets: BTreeMap<u32, Vec<BackendSlot>>,
     counted: BTreeMap<&'static str, u64>,
+    /// Of what is known of next hops.
+    generation: u32,
 }
 
 /// Entries that the maps have room for.
@@ -48,7 +50,7 @@ pub struct Sizes {
 }
 
 /// As much as a test may ask for.
-const SIZES: Sizes = Sizes { flow_sets: 1 << 15, services: 500, backends: 4096 };
+pub const SIZES: Sizes = Sizes { flow_sets: 1 << 15, services: 500, backends: 4096 };
 
 static KERNEL: Mutex<Option<Kernel>> = Mutex::new(None);
 
@@ -85,6 +87,8 @@ pub fn with<T: Send>(tables: &Tables, test: impl FnOnce(&mut Kernel) -> T + Send
 pub fn with_sizes<T: Send>(sizes: Sizes, tables: &Tables, test: impl FnOnce(&mut Kernel) -> T + Send) -> T {
     aside(|| {
         let mut kernel = Kernel::new(sizes);
+        kernel.forget();
+        kernel.routes_changed();
         kernel.set_tables(tables);
         test(&mut kernel)
     })
@@ -107,6 +111,7 @@ fn inside<T>(tables: &Tables, test: impl FnOnce(&mut Kernel) -> T) -> T {
         None => guard.insert(Kernel::new(SIZES)),
     };
     kernel.forget();
+    kernel.routes_changed();
     kernel.used_sets = 0;
     kernel.set_tables(tables);
     test(kernel)
@@ -131,7 +136,15 @@ impl Kernel {
                 other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
             }
         }
-        Kernel { ebpf, namespace, sizes, used_sets: 0, backend_sets: BTreeMap::new(), counted: BTreeMap::new() }
+        Kernel {
+            ebpf,
+            namespace,
+            sizes,
+            used_sets: 0,
+            backend_sets: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            generation: 0,
+        }
     }
 
     fn enter(&self) {
@@ -212,6 +225,21 @@ impl Kernel {
         self.replace::<FragmentKey, FragmentPorts>("FRAGMENTS", &[]);
         self.replace::<PieceKey, Piece>("PIECES_KEPT", &[]);
         self.counted = self.counters();
+    }
+
+    /// Tells the programs that next hops they know may be others now, and that they may keep those that they learn.
+    pub fn routes_changed(&mut self) {
+        self.generation += 1;
+        self.lend(HopLease { until: u64::MAX, generation: self.generation, pad: 0 });
+    }
+
+    /// From here on no next hop is kept.
+    pub fn keep_no_hops(&mut self) {
+        self.lend(HopLease::default());
+    }
+
+    fn lend(&self, lease: HopLease) {
+        sys::update(self.map("HOP_LEASE"), &0u32, &lease).unwrap();
     }
 
     fn counters(&self) -> BTreeMap<&'static str, u64> {

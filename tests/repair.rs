@@ -11,7 +11,7 @@ use svc_agent::inspect::map::Link;
 use svc_agent::sys::{self, Plain};
 use svc_common::Addr;
 use svc_common::map::{
-    ADDRESS_NODE, AddressFlags, Backend, BackendSlot, CidrKey, Config, Frontend, FrontendKey, ServiceName,
+    ADDRESS_NODE, AddressFlags, Backend, BackendSlot, CidrKey, Config, Frontend, FrontendKey, HopLease, ServiceName,
     SourceRangeKey, Uplink, pin,
 };
 use svc_lab::client::Options;
@@ -224,6 +224,74 @@ fn node_ports_and_forwarded_traffic_follow_the_nodes_address() {
     node.ip("addr del 172.31.0.12/24 dev eth0\naddr del fd00:31::12/64 dev eth0\n").unwrap();
     cluster.expect_soon(SOON, OUTSIDE, other, &all_backends());
     cluster.expect_soon(SOON, OUTSIDE, "http://[fd00:31::62]:30080/", &all_backends());
+}
+
+fn lease(cluster: &Cluster) -> HopLease {
+    sys::lookup(map(cluster, pin::HOP_LEASE).as_fd(), &0u32).unwrap()
+}
+
+/// Of the lease's clock.
+fn now() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    Duration::from(now).as_nanos() as u64
+}
+
+#[track_caller]
+fn lent_anew(cluster: &Cluster, old: u32) -> u32 {
+    eventually("next hops may be kept again", || {
+        let lease = lease(cluster);
+        (lease.generation != old && lease.until > now()).then_some(lease.generation)
+    })
+}
+
+#[rstest]
+#[case::neighbour("neigh replace 172.31.0.12 lladdr 02:00:00:00:00:77 dev eth0 nud permanent\n")]
+#[case::route("route replace 10.244.2.0/24 via 172.31.0.1\n")]
+#[case::address("addr add 172.31.0.62/24 dev eth0\n")]
+#[case::link("link set eth0 mtu 1400\n")]
+fn next_hops_that_are_kept_are_forgotten_with_each_change(#[case] change: &str) {
+    let cluster = Cluster::with_manifests();
+    let node = cluster.lab.namespace(NODES[0].name).unwrap();
+    let old = lent_anew(&cluster, 0);
+    node.ip(change).unwrap();
+    lent_anew(&cluster, old);
+}
+
+#[rstest]
+#[case::a_rule_of_a_mark("rule add fwmark 7 table 100\n", "rule del fwmark 7 table 100\n")]
+#[case::a_rule_of_a_source("rule add from 172.31.0.0/24 table 100\n", "rule del from 172.31.0.0/24 table 100\n")]
+#[case::several_next_hops(
+    "route add 192.0.2.0/24 nexthop via 172.31.0.1 nexthop via 172.31.0.12\n",
+    "route del 192.0.2.0/24\n"
+)]
+fn no_next_hop_is_kept_where_packets_to_one_address_go_several_ways(#[case] add: &str, #[case] remove: &str) {
+    let mut cluster = Cluster::with_manifests();
+    let node = cluster.lab.namespace(NODES[0].name).unwrap();
+    let old = lent_anew(&cluster, 0);
+    node.ip(add).unwrap();
+    let taken_back = || {
+        let lease = lease(&cluster);
+        (lease.until == 0 && lease.generation != old).then_some(lease.generation)
+    };
+    eventually("no next hop is kept", taken_back);
+    // Longer than a lease, and than it takes to read all routes again.
+    thread::sleep(Duration::from_secs(4));
+    assert_eq!(lease(&cluster).until, 0);
+    cluster.kill_agent(&NODES[0]);
+    cluster.start_agent(&NODES[0]);
+    assert_eq!(lease(&cluster).until, 0);
+    let old = lease(&cluster).generation;
+    cluster.lab.namespace(NODES[0].name).unwrap().ip(remove).unwrap();
+    lent_anew(&cluster, old);
+}
+
+#[test]
+fn no_next_hop_is_kept_once_the_agent_has_ended() {
+    let mut cluster = Cluster::with_manifests();
+    lent_anew(&cluster, 0);
+    cluster.kill_agent(&NODES[0]);
+    thread::sleep(Duration::from_millis(3_100));
+    assert!(lease(&cluster).until <= now());
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub mod kernel_log;
 pub mod kube_proxy_config;
 pub mod metrics;
 pub mod netns;
+pub mod next_hops;
 pub mod notes;
 pub mod object;
 pub mod plan;

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use svc_common::map::{
     Affinity, AffinityKey, Backend, BackendSlot, CidrKey, Config, Counter, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
+    FrontendKey, HopLease, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
 };
 use svc_common::{Addr, flow};
 
@@ -27,6 +27,7 @@ plain!(
     u64,
     Addr,
     FrontendKey,
+    HopLease,
     Frontend,
     BackendSlot,
     Backend,

@@ -19,6 +19,7 @@ pub mod pin {
     pub const CIDRS: &str = "cidrs";
     pub const AFFINITY: &str = "affinity";
     pub const FRAGMENTS: &str = "fragments";
+    pub const HOP_LEASE: &str = "hop_lease";
 }
 
 pub const TCP: u8 = 6;
@@ -285,6 +286,18 @@ impl Config {
         self.snat_last - (self.snat_last - self.snat_first) / 8
     }
 }
+
+/// How long next hops may be kept, and since when: the agent gives it and takes it back as it hears of changes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct HopLease {
+    /// CLOCK_MONOTONIC in nanoseconds; from then on each packet's way is asked for.
+    pub until: u64,
+    /// What was learned under another number is out of date. Never 0 while there is a lease.
+    pub generation: u32,
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<HopLease>() == 16);
 
 /// Every connection to a ClusterIP takes an address of this node as its source (kube-proxy's masqueradeAll).
 pub const CONFIG_MASQUERADE_ALL: u32 = 1;

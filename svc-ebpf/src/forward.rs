@@ -11,7 +11,7 @@ pub struct Hop {
     pub ifindex: u32,
     /// Destination and source; all zeros while the neighbour's is unknown.
     pub macs: [u16; 6],
-    /// Where the packet was too big: what the next link takes, in bytes of the network packet; 0 where that is not known.
+    /// What the next link takes, in bytes of the network packet; 0 where that is not known.
     pub mtu: u16,
 }
 

@@ -6,6 +6,7 @@ mod engine;
 mod errors;
 mod forwarded;
 mod headers;
+mod hops;
 mod model;
 mod pieces;
 mod reasons;

@@ -27,7 +27,7 @@ use crate::source::servers::{Access, Servers};
 use crate::source::{addresses, kubernetes, manifests};
 use crate::stale_sockets::Departures;
 use crate::status::Status;
-use crate::{health, host, metrics, notes, serve, service_health, stale_sockets, sweep};
+use crate::{health, host, metrics, next_hops, notes, serve, service_health, stale_sockets, sweep};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
@@ -376,7 +376,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     } else {
         Departures::default()
     };
-    tokio::spawn(sweep::run(args.bpffs));
+    tokio::spawn(sweep::run(args.bpffs.clone()));
+    tokio::spawn(async move { next_hops::run(&args.bpffs).await });
 
     let pod_interfaces =
         Pods::start(args.pod_interfaces, uplinks, programs, effective.sync_period, Arc::clone(&status)).await?;

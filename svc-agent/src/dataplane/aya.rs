@@ -22,7 +22,7 @@ use crate::sys::{self, Plain};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/svc.o"));
 
 /// Names of the maps in the object, and of their pins.
-pub const MAPS: [(&str, &str); 14] = [
+pub const MAPS: [(&str, &str); 15] = [
     ("FRONTENDS", pin::FRONTENDS),
     ("BACKEND_SETS", pin::BACKEND_SETS),
     ("BACKENDS", pin::BACKENDS),
@@ -37,6 +37,7 @@ pub const MAPS: [(&str, &str); 14] = [
     ("CIDRS", pin::CIDRS),
     ("AFFINITY", pin::AFFINITY),
     ("FRAGMENTS", pin::FRAGMENTS),
+    ("HOP_LEASE", pin::HOP_LEASE),
 ];
 
 /// The kernel part, loaded and attached. Dropping it detaches nothing: links and maps are pinned.

@@ -43,11 +43,12 @@ pub(super) fn route(
     }
     // SAFETY: the context is the program's own and `params` outlives the call.
     let answer = unsafe { bpf_fib_lookup(context, &raw mut params, size_of::<Params>() as i32, 0) } as u32;
+    // SAFETY: the kernel has put the MTU there (since 5.12) where it was given a length.
+    let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {}
         BPF_FIB_LKUP_RET_FRAG_NEEDED => {
-            // SAFETY: the kernel has put the MTU there (since 5.12).
-            hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+            hop.mtu = mtu;
             return Err(Reason::TooBig);
         }
         _ => return Err(Reason::NoRoute),
@@ -65,6 +66,6 @@ pub(super) fn route(
     } else {
         [0; 6]
     };
-    *hop = Hop { ifindex: params.ifindex, macs, mtu: 0 };
+    *hop = Hop { ifindex: params.ifindex, macs, mtu };
     Ok(())
 }

@@ -14,7 +14,7 @@ use svc_ebpf::wire::{self, Next};
 
 use super::maps::{Hook, Maps, scratch};
 use super::sk_lookup::has_socket;
-use super::{at, route};
+use super::{at, hops, route};
 
 struct Frame<'a>(&'a XdpContext);
 
@@ -72,8 +72,16 @@ impl Packet for Frame<'_> {
     fn route(&mut self, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         let length = self.size().wrapping_sub(svc_ebpf::family::ETHERNET as u32) as u16;
         hop.ifindex = self.ifindex();
+        let moment = hops::moment();
+        if hops::find(moment, dst, length, hop) {
+            return Ok(());
+        }
         route::route(self.0.as_ptr(), length, headers, dst, hop)?;
-        if hop.is_resolved() && hop.ifindex == self.ifindex() { Ok(()) } else { Err(Reason::NoRoute) }
+        if !hop.is_resolved() || hop.ifindex != self.ifindex() {
+            return Err(Reason::NoRoute);
+        }
+        hops::keep(moment, dst, hop);
+        Ok(())
     }
 }
 

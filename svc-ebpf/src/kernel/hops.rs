@@ -1,0 +1,77 @@
+//! Next hops that XDP has asked the kernel for, kept for the packets that follow: asking costs as much as all the rest.
+//!
+//! Each CPU has its own, which no other writes. One holds for a tick at most, and only while the agent, which hears of every
+//! change to routes and neighbours, lets it: see [`HopLease`].
+use aya_ebpf::btf_maps::{Array, PerCpuArray};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::macros::btf_map;
+use svc_common::Addr;
+use svc_common::map::HopLease;
+use svc_ebpf::forward::Hop;
+
+/// Binary logarithm of their number.
+const HOPS_SHIFT: u32 = 10;
+/// Binary logarithm of a tick in nanoseconds (134 ms): what nobody hears of, such as an MTU that a router has reported, is
+/// seen after as long.
+const TICK_SHIFT: u32 = 27;
+
+#[btf_map]
+static HOPS: PerCpuArray<Known, { 1 << HOPS_SHIFT }> = PerCpuArray::new();
+#[btf_map]
+static HOP_LEASE: Array<HopLease, 1> = Array::new();
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Known {
+    /// Of when it was learned.
+    moment: u64,
+    dst: Addr,
+    ifindex: u32,
+    macs: [u16; 6],
+    mtu: u16,
+    pad: u16,
+}
+
+/// What a next hop that is learned now is learned under, the lease's generation and the tick; 0 where nothing may be kept.
+#[inline(always)]
+pub(super) fn moment() -> u64 {
+    let Some(lease) = HOP_LEASE.get(0) else { return 0 };
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    if now < lease.until { (lease.generation as u64) << 32 | (now >> TICK_SHIFT) as u32 as u64 } else { 0 }
+}
+
+#[inline(always)]
+fn place(dst: &Addr) -> Option<*mut Known> {
+    let word = dst.0[0] ^ dst.0[1].rotate_left(11) ^ dst.0[2].rotate_left(19) ^ dst.0[3];
+    HOPS.get_ptr_mut(word.wrapping_mul(0x9E37_79B1) >> (32 - HOPS_SHIFT))
+}
+
+/// The way to `dst` for a packet of `length` bytes that came in by `hop.ifindex`, and is to leave by it; false where it is not
+/// known.
+#[inline(never)]
+pub(super) fn find(moment: u64, dst: &Addr, length: u16, hop: &mut Hop) -> bool {
+    let Some(known) = place(dst) else { return false };
+    // SAFETY: this CPU's own, which XDP alone writes.
+    let known = unsafe { &*known };
+    if moment == 0 || known.moment != moment || known.dst != *dst || known.ifindex != hop.ifindex || known.mtu < length
+    {
+        return false;
+    }
+    hop.macs = known.macs;
+    hop.mtu = known.mtu;
+    true
+}
+
+#[inline(never)]
+pub(super) fn keep(moment: u64, dst: &Addr, hop: &Hop) {
+    if let Some(known) = place(dst) {
+        // SAFETY: as in `find`.
+        let known = unsafe { &mut *known };
+        known.moment = moment;
+        known.dst = *dst;
+        known.ifindex = hop.ifindex;
+        known.macs = hop.macs;
+        known.mtu = hop.mtu;
+    }
+}
