@@ -5,13 +5,16 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use anyhow::Context as _;
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode as AyaXdpMode,
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp,
+    XdpMode as AyaXdpMode,
 };
 
 use crate::dataplane::apart::refusal;
@@ -37,6 +40,48 @@ pub struct SocketHooks {
 /// The two directions of an uplink, each a program and the beginning of its links' pins.
 const UPLINK_DIRECTIONS: [(&str, TcAttachType); 2] =
     [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)];
+
+/// Loads the programs that these settings take, several at a time: the kernel's verifier has a while to do for each.
+///
+/// # Errors
+/// The program, and what the kernel said.
+pub fn load(ebpf: &mut Ebpf, uplinks: &[String], xdp: XdpMode, hooks: &[&str]) -> anyhow::Result<()> {
+    // Each takes some of the memory that the agent may have.
+    const AT_A_TIME: usize = 4;
+    let directions = UPLINK_DIRECTIONS.iter().chain(&POD_DIRECTIONS).map(|(direction, _)| *direction);
+    let mut wanted: BTreeSet<String> =
+        directions.chain(hooks.iter().copied()).map(|name| format!("svc_{name}")).collect();
+    if uplinks.iter().any(|uplink| wanted_xdp(uplink, xdp).is_some()) {
+        wanted.insert(XDP.to_owned());
+    }
+    let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| wanted.contains(*name)).collect();
+    // Taken from the end: those that take long go first.
+    programs.sort_by_key(|(_, program)| !matches!(program, Program::CgroupSockAddr(_)));
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(AT_A_TIME);
+    let programs = Mutex::new(programs);
+    let work = || {
+        loop {
+            let next = programs.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some((name, program)) = next else { return Ok(()) };
+            load_program(program).map_err(refusal).with_context(|| format!("loading {name}"))?;
+        }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
 
 /// How programs stand at interfaces' two sides.
 pub struct Interfaces {
@@ -112,7 +157,7 @@ const POD_DIRECTIONS: [(&str, TcAttachType); 2] =
     [("pod_ingress", TcAttachType::Ingress), ("pod_egress", TcAttachType::Egress)];
 
 impl Programs {
-    /// Attaches to the uplinks and to the cgroup. Those of pods' interfaces are loaded, to be attached as those come.
+    /// Attaches what [`load`] has loaded to the uplinks and to the cgroup; to pods' interfaces as those come.
     ///
     /// # Errors
     /// The program, the place and what the kernel said.
@@ -139,9 +184,6 @@ impl Programs {
             } else {
                 remove_pin(&interfaces.links.join(hook))?;
             }
-        }
-        for (direction, _) in POD_DIRECTIONS {
-            classifier(&mut ebpf, direction)?;
         }
         Ok(Programs { ebpf, interfaces, uplinks, xdp, sockets, with_xdp })
     }
@@ -267,9 +309,6 @@ fn socket_hook(ebpf: &mut Ebpf, links: &Path, cgroup: &File, hook: &str) -> anyh
     let name = format!("svc_{hook}");
     let program: &mut CgroupSockAddr =
         ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?;
-    if program.fd().is_err() {
-        program.load().map_err(refusal).with_context(|| format!("loading {name}"))?;
-    }
     let path = links.join(hook);
     if take_over(&path, program.fd()?.as_fd())? {
         return Ok(());
@@ -296,30 +335,27 @@ fn tcx(ebpf: &mut Ebpf, links: &Path, uplink: &str, direction: &str, kind: TcAtt
 /// The loaded program.
 fn classifier<'a>(ebpf: &'a mut Ebpf, direction: &str) -> anyhow::Result<&'a mut SchedClassifier> {
     let name = format!("svc_{direction}");
-    let program: &mut SchedClassifier =
-        ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?;
-    if program.fd().is_err() {
-        program.load().map_err(refusal).with_context(|| format!("loading {name}"))?;
-    }
-    Ok(program)
+    Ok(ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?)
 }
 
-/// Returns whether there is an XDP program then.
-fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> anyhow::Result<bool> {
-    let path = links.join(pin_name("xdp", uplink));
-    let wanted = match mode {
+const XDP: &str = "svc_xdp";
+
+/// None: without.
+fn wanted_xdp(uplink: &str, mode: XdpMode) -> Option<AyaXdpMode> {
+    match mode {
         XdpMode::Off => None,
         XdpMode::Generic => Some(AyaXdpMode::Skb),
         XdpMode::Native => Some(AyaXdpMode::Driver),
         // A virtual interface pays more for native XDP than it gains (design figures in docs/architecture.md).
         XdpMode::Auto => host::is_hardware(uplink).then_some(AyaXdpMode::Driver),
-    };
-    let Some(wanted) = wanted else { return remove_pin(&path).map(|()| false) };
-    let name = "svc_xdp";
-    let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
-    if program.fd().is_err() {
-        program.load().map_err(refusal).with_context(|| format!("loading {name}"))?;
     }
+}
+
+/// Returns whether there is an XDP program then.
+fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> anyhow::Result<bool> {
+    let path = links.join(pin_name("xdp", uplink));
+    let Some(wanted) = wanted_xdp(uplink, mode) else { return remove_pin(&path).map(|()| false) };
+    let program: &mut Xdp = ebpf.program_mut(XDP).with_context(|| format!("no program {XDP}"))?.try_into()?;
     if take_over(&path, program.fd()?.as_fd())? {
         return Ok(true);
     }
@@ -329,6 +365,6 @@ fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> any
             tracing::info!(uplink, %error, "no native XDP here: tc does the work alone");
             Ok(false)
         }
-        Err(error) => Err(error).with_context(|| format!("attaching {name} to {uplink}")),
+        Err(error) => Err(error).with_context(|| format!("attaching {XDP} to {uplink}")),
     }
 }

@@ -12,7 +12,7 @@ use svc_common::flow::IdleLimits;
 use svc_common::map::{Backend, BackendSlot, CONFIG_HOST_SOCKETS_ONLY, Config, Counter, SourceRangeKey, pin};
 
 use super::{ApplyError, Dataplane, Op, Part, ReadCounters, Settings, SocketLb, State};
-use crate::attach::{BIND_HOOKS, Interfaces, Programs, SOCKET_HOOKS, SocketHooks};
+use crate::attach::{self, BIND_HOOKS, Interfaces, Programs, SOCKET_HOOKS, SocketHooks};
 use crate::desired::Limits;
 use crate::host;
 use crate::reconcile::NODE_ADDRESSES;
@@ -140,6 +140,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
     let mut ebpf = crate::kernel_log::forward(ebpf)?;
     #[cfg(not(feature = "kernel-log"))]
     let mut ebpf = ebpf;
+    attach::load(&mut ebpf, &settings.uplinks, settings.xdp, &wanted)?;
     let interfaces = Interfaces::new(&mut ebpf, &settings.bpffs, settings.tc)?;
     let sockets = SocketHooks { cgroup, wanted };
     let programs = Programs::attach(ebpf, interfaces, settings.uplinks.clone(), settings.xdp, sockets)?;
