@@ -7,6 +7,7 @@ mod errors;
 mod forwarded;
 mod headers;
 mod model;
+mod monitored;
 mod pieces;
 mod reasons;
 mod refused;

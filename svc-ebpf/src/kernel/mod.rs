@@ -3,6 +3,7 @@ mod global;
 #[cfg(feature = "log")]
 mod log;
 mod maps;
+mod monitor;
 mod pieces;
 mod route;
 mod sk_lookup;
