@@ -10,15 +10,15 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use aya::maps::MapData;
+use aya::maps::{MapData, RingBuf};
 use aya::programs::Program;
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use svc_agent::dataplane::aya::OBJECT;
 use svc_agent::sys::{self, Plain};
 use svc_common::map::{
-    AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, CidrKey, Counter, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, HopLease, SourceRangeKey, local_set,
+    AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, CidrKey, Counter, EVENTS_SIZE, Event, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, HopLease, Monitor, SourceRangeKey, Told, local_set,
 };
 use svc_common::{Addr, Reason};
 use svc_dataplane::tables::Tables;
@@ -39,6 +39,12 @@ pub struct Kernel {
     counted: BTreeMap<&'static str, u64>,
     /// Of what is known of next hops.
     generation: u32,
+}
+
+/// Who is told of events.
+pub struct Listener {
+    ring: RingBuf<MapData>,
+    lost_before: u64,
 }
 
 /// Entries that the maps have room for.
@@ -297,6 +303,38 @@ impl Kernel {
             Program::SchedClassifier(program) => program.fd().unwrap().as_fd(),
             other => panic!("{hook:?} is of an unknown type, {:?}", other.prog_type()),
         }
+    }
+
+    /// As `svc-agent monitor` does it: from here on, and `until` then in nanoseconds of CLOCK_MONOTONIC, these reasons' events are
+    /// told, [`svc_common::Reason::bit`]s.
+    pub fn listen(&mut self, until: u64, reasons: u32) -> Listener {
+        let ring = sys::create_ring_buffer(EVENTS_SIZE as u32).unwrap();
+        sys::update(self.map("EVENTS"), &0u32, &(ring.as_raw_fd() as u32)).unwrap();
+        sys::update(self.map("MONITORS"), &0u32, &Monitor { until, reasons, pad: 0 }).unwrap();
+        let ring = aya::maps::Map::RingBuf(MapData::from_fd(ring).unwrap());
+        Listener { ring: ring.try_into().unwrap(), lost_before: self.lost() }
+    }
+
+    fn lost(&self) -> u64 {
+        let told: Vec<Told> = sys::lookup_per_cpu(self.map("EVENTS_TOLD"), &0u32, nr_cpus().unwrap()).unwrap();
+        told.iter().map(|told| told.lost).sum()
+    }
+
+    /// What was told, and how many events were left out; nobody listens any more.
+    pub fn told(&mut self, mut listener: Listener) -> (Vec<Event>, u64) {
+        sys::update(self.map("MONITORS"), &0u32, &Monitor::default()).unwrap();
+        let mut events = Vec::new();
+        while let Some(item) = listener.ring.next() {
+            assert_eq!(item.len(), size_of::<Event>());
+            // SAFETY: of this size, and any bytes are an event.
+            events.push(unsafe { item.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        (events, self.lost() - listener.lost_before)
+    }
+
+    /// Flows opened and sockets pointed at a backend, by service id.
+    pub fn connections(&self, service: u32) -> u64 {
+        sys::lookup(self.map("CONNECTIONS"), &service).unwrap()
     }
 
     /// How far each counter has moved since it was last asked for.

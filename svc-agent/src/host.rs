@@ -374,13 +374,15 @@ pub fn monotonic_seconds() -> u32 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() as u32)
 }
 
+/// Of CLOCK_MONOTONIC, by which monitors go.
+pub fn monotonic_nanoseconds() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    time.map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+}
+
 /// The flow table's clock ([`svc_common::flow::TICK_SHIFT`]).
 pub fn flow_tick() -> u16 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: it writes the time there.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    let nanoseconds = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
-    (nanoseconds >> svc_common::flow::TICK_SHIFT) as u16
+    (monotonic_nanoseconds() >> svc_common::flow::TICK_SHIFT) as u16
 }
 
 #[cfg(test)]

@@ -130,6 +130,21 @@ impl Pins {
         })
     }
 
+    /// What addresses are known by name by: all but backend sets, source ranges, CIDRs and uplinks.
+    ///
+    /// # Errors
+    /// Where a map cannot be read.
+    pub fn names(&self) -> anyhow::Result<State> {
+        Ok(State {
+            frontends: self.entries::<FrontendKey, Frontend>(pin::FRONTENDS)?.into_iter().collect(),
+            backends: self.backends()?.into_iter().collect(),
+            addresses: self.entries::<Addr, AddressFlags>(pin::ADDRESSES)?.into_iter().collect(),
+            services: self.entries(pin::SERVICES)?.into_iter().collect(),
+            config: self.config()?,
+            ..State::default()
+        })
+    }
+
     fn config(&self) -> anyhow::Result<Config> {
         self.map(pin::CONFIG)?.lookup(0).with_context(|| unreadable(pin::CONFIG))
     }
@@ -205,6 +220,14 @@ impl Pins {
             Ok((*reason, sum))
         };
         Reason::ALL.iter().map(read).collect::<io::Result<_>>().with_context(|| unreadable(pin::COUNTERS))
+    }
+
+    /// Flows opened and sockets pointed at a backend, by service id.
+    ///
+    /// # Errors
+    /// Where the map cannot be read.
+    pub fn connections(&self) -> anyhow::Result<Vec<(u32, u64)>> {
+        self.entries(pin::CONNECTIONS)
     }
 
     /// Which clients stay with which backends.
@@ -396,7 +419,7 @@ fn read_set(outer: &Map, set: u32, mut id: u32) -> io::Result<Option<Vec<Backend
 /// `cell` is a forward one.
 pub fn flow_of(cell: &Snapshot, state: &State, uplinks: &[Uplink]) -> Flow {
     let text = |addr: Addr, port: u16| address_and_port(addr, port.to_be());
-    let name = frontend_of(cell, state)
+    let name = frontend_at(state, cell.dst, cell.dst_port.to_be(), cell.protocol)
         .and_then(|frontend| state.services.get(&frontend.service))
         .and_then(PortName::from_map);
     let source = if cell.masqueraded {
@@ -421,13 +444,14 @@ pub fn flow_of(cell: &Snapshot, state: &State, uplinks: &[Uplink]) -> Flow {
     }
 }
 
-fn frontend_of<'a>(cell: &Snapshot, state: &'a State) -> Option<&'a Frontend> {
-    let at = |addr| state.frontends.get(&FrontendKey::new(addr, cell.dst_port.to_be(), cell.protocol));
+/// The frontend that answers there. `port` in network byte order.
+pub fn frontend_at(state: &State, addr: Addr, port: u16, protocol: u8) -> Option<&Frontend> {
+    let at = |addr| state.frontends.get(&FrontendKey::new(addr, port, protocol));
     let node_port = || {
-        let flags = state.addresses.get(&cell.dst)?;
-        if flags & ADDRESS_NODE != 0 { at(cell.dst.any()) } else { None }
+        let answers = addr.is_loopback() || state.addresses.get(&addr)? & ADDRESS_NODE != 0;
+        if answers { at(addr.any()) } else { None }
     };
-    at(cell.dst).or_else(node_port)
+    at(addr).or_else(node_port)
 }
 
 /// The address that traffic forwarded by this node has, where the uplinks leave no choice: a cell does not say.

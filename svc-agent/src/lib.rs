@@ -5,6 +5,7 @@ compile_error!("svc-agent programs the Linux kernel: build it on Linux");
 
 pub mod apply;
 pub mod attach;
+pub mod census;
 pub mod check;
 pub mod cidrs;
 pub mod cli;
@@ -22,6 +23,7 @@ pub mod inspect;
 pub mod kernel_log;
 pub mod kube_proxy_config;
 pub mod metrics;
+pub mod monitor;
 pub mod netns;
 pub mod next_hops;
 pub mod notes;

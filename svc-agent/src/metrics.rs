@@ -3,23 +3,96 @@ mod kube_proxy;
 mod process;
 
 use std::fmt::{Display, Write as _};
-use std::time::UNIX_EPOCH;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use hyper::StatusCode;
+use tracing::warn;
 
+use crate::census::{Census, Told};
 use crate::dataplane::ReadCounters;
 use crate::histogram::Histogram;
+use crate::plan::PortName;
 use crate::serve::Answer;
-use crate::status::Status;
+use crate::status::{Status, Sync};
 
 /// What svc calls its own way, where kube-proxy has iptables, ipvs or nftables.
 pub const PROXY_MODE: &str = "ebpf";
 
-/// Kube-proxy's paths on its metrics port. `configz` is what the last of them says.
-pub fn answer(path: &str, status: &Status, counters: Option<&ReadCounters>, configz: &str) -> Option<Answer> {
+/// At most so often the kernel's maps are looked through, whoever asks.
+const CENSUS_EVERY: Duration = Duration::from_secs(1);
+
+/// What is served on kube-proxy's metrics port, at its paths.
+pub struct Exporter {
+    status: Arc<Status>,
+    counters: Option<Box<ReadCounters>>,
+    maps: PathBuf,
+    configz: String,
+    census: Mutex<Counted>,
+}
+
+/// The last look through the maps.
+struct Counted {
+    told: Told,
+    last: Option<(Instant, Census)>,
+}
+
+impl Exporter {
+    /// `maps`: where they are pinned; `configz`: what that path says; `services`: of how many Service ports the connections are
+    /// told.
+    pub fn new(
+        status: Arc<Status>,
+        counters: Option<Box<ReadCounters>>,
+        maps: PathBuf,
+        configz: String,
+        services: usize,
+    ) -> Self {
+        let census = Mutex::new(Counted { told: Told::new(services), last: None });
+        Exporter { status, counters, maps, configz, census }
+    }
+
+    pub async fn answer(self: Arc<Self>, path: String) -> Option<Answer> {
+        let census = if path == "/metrics" {
+            let this = Arc::clone(&self);
+            // It takes longer than the others on this thread may have to wait.
+            match tokio::task::spawn_blocking(move || this.census()).await {
+                Ok(Ok(census)) => Some(census),
+                Ok(Err(error)) => {
+                    warn!("cannot count what is in the kernel's maps: {error:#}");
+                    None
+                }
+                Err(_) => None,
+            }
+        } else {
+            None
+        };
+        answer(&path, &self.status, self.counters.as_deref(), census.as_ref(), &self.configz)
+    }
+
+    fn census(&self) -> anyhow::Result<Census> {
+        let mut counted = self.census.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((time, census)) = &counted.last
+            && time.elapsed() < CENSUS_EVERY
+        {
+            return Ok(census.clone());
+        }
+        let census = Census::take(&self.maps, &mut counted.told)?;
+        counted.last = Some((Instant::now(), census.clone()));
+        Ok(census)
+    }
+}
+
+fn answer(
+    path: &str,
+    status: &Status,
+    counters: Option<&ReadCounters>,
+    census: Option<&Census>,
+    configz: &str,
+) -> Option<Answer> {
     const PLAIN: &str = "text/plain; charset=utf-8";
     let (content_type, body) = match path {
-        "/metrics" => ("text/plain; version=0.0.4; charset=utf-8", text(status, counters)),
+        "/metrics" => ("text/plain; version=0.0.4; charset=utf-8", text(status, counters, census)),
         "/proxyMode" => (PLAIN, PROXY_MODE.to_owned()),
         // That the process answers; the health of its work is on a port of its own.
         "/healthz" => (PLAIN, "ok".to_owned()),
@@ -29,7 +102,7 @@ pub fn answer(path: &str, status: &Status, counters: Option<&ReadCounters>, conf
     Some(Answer { status: StatusCode::OK, content_type, body })
 }
 
-fn text(status: &Status, counters: Option<&ReadCounters>) -> String {
+fn text(status: &Status, counters: Option<&ReadCounters>, census: Option<&Census>) -> String {
     let progress = status.progress();
     let mut page = Page::default();
     page.family("svc_source_connected", "gauge", "Whether the source of Services can be reached.");
@@ -75,6 +148,10 @@ fn text(status: &Status, counters: Option<&ReadCounters>) -> String {
             page.sample("svc_bytes_total", &format!("reason=\"{}\"", reason.label()), counter.bytes);
         }
     }
+    page.watches(status);
+    if let Some(census) = census {
+        page.census(census, progress.last.as_ref().map(|(_, sync)| sync));
+    }
     kube_proxy::write(&mut page, status);
     process::write(&mut page);
     page.text
@@ -86,6 +163,57 @@ struct Page {
 }
 
 impl Page {
+    fn watches(&mut self, status: &Status) {
+        let input = status.input();
+        self.family(
+            "svc_watch_lag_seconds",
+            "gauge",
+            "How long the oldest change waits that is not in force; 0: none.",
+        );
+        let lag = input.waiting_since.map_or(0.0, |since| since.elapsed().unwrap_or_default().as_secs_f64());
+        self.sample("svc_watch_lag_seconds", "", lag);
+        let name = "svc_watch_last_event_timestamp_seconds";
+        self.family(name, "gauge", "When the watch of this kind last told of a change.");
+        for (kind, time) in &input.events {
+            let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            self.sample(name, &format!("resource=\"{kind}\""), seconds);
+        }
+    }
+
+    fn census(&mut self, census: &Census, sync: Option<&Sync>) {
+        self.family("svc_flows", "gauge", "Flows under way, by state.");
+        for (state, count) in Census::STATES.iter().zip(census.flows) {
+            self.sample("svc_flows", &format!("state=\"{}\"", state.label()), count);
+        }
+        let mut entries = census.entries.clone();
+        entries.extend(sync.into_iter().flat_map(|sync| sync.entries));
+        self.family("svc_map_entries", "gauge", "Entries of each kernel map.");
+        for (map, count) in entries.iter().filter(|(map, _)| census.max_entries.contains_key(*map)) {
+            self.sample("svc_map_entries", &format!("map=\"{map}\""), count);
+        }
+        self.family("svc_map_max_entries", "gauge", "Entries that each kernel map has room for.");
+        for (map, count) in &census.max_entries {
+            self.sample("svc_map_max_entries", &format!("map=\"{map}\""), count);
+        }
+        let name = "svc_service_connections_total";
+        self.family(name, "counter", "Flows opened and sockets pointed at a backend, by Service port.");
+        for (PortName { service, port, protocol, family }, count) in &census.connections {
+            let labels = [
+                ("namespace", service.namespace.to_string()),
+                ("service", service.name.to_string()),
+                ("port", port.to_string()),
+                ("protocol", protocol.to_string()),
+                ("ip_family", family.to_string()),
+            ];
+            let labels: Vec<String> =
+                labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
+            self.sample(name, &labels.join(","), count);
+        }
+        let name = "svc_service_ports_untold";
+        self.family(name, "gauge", "Service ports with connections that svc_service_connections_total leaves out.");
+        self.sample(name, "", census.left_out);
+    }
+
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
@@ -122,6 +250,11 @@ impl Page {
     }
 }
 
+/// A label's value, as the text format has it.
+fn escape(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -130,8 +263,8 @@ mod tests {
     use svc_common::map::Counter;
 
     use super::*;
-    use crate::object::Family;
-    use crate::status::{Resync, Sync, WithoutLocal};
+    use crate::object::{Family, ObjectName, Protocol};
+    use crate::status::{Resync, WithoutLocal};
     use rstest::rstest;
 
     /// Of an agent to which everything has happened.
@@ -146,6 +279,7 @@ mod tests {
             frontends: 2,
             backends: 4,
             without_local: WithoutLocal { internal: [1, 2], external: [3, 4] },
+            entries: [("frontends", 2); 8],
         });
         status.resynced(&Resync { took: Duration::from_millis(20), repaired: [("cidrs", 2)].into() });
         status.queued(1, 0);
@@ -156,7 +290,21 @@ mod tests {
         status.sockets_terminated(2);
         status.sockets_terminated(1);
         let read = || Reason::ALL.iter().map(|reason| (*reason, Counter { packets: 5, bytes: 6 })).collect();
-        answer("/metrics", &status, Some(&read), "").unwrap().body
+        status.heard("services");
+        let port = PortName {
+            service: ObjectName::new("default", "we\"b"),
+            port: "http".into(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+        };
+        let census = Census {
+            flows: [1, 2, 3, 4],
+            entries: [("flows", 20)].into(),
+            max_entries: [("flows", 1024), ("frontends", 8)].into(),
+            connections: vec![(port, 7)],
+            left_out: 3,
+        };
+        answer("/metrics", &status, Some(&read), Some(&census), "").unwrap().body
     }
 
     #[test]
@@ -178,6 +326,12 @@ mod tests {
             "svc_sync_duration_seconds_bucket{le=\"0.001\"} 0",
             "svc_sync_duration_seconds_bucket{le=\"0.003\"} 1",
             "svc_udp_sockets_terminated_total 3",
+            "svc_flows{state=\"established\"} 2",
+            "svc_map_entries{map=\"flows\"} 20",
+            "svc_map_entries{map=\"frontends\"} 2",
+            "svc_map_max_entries{map=\"flows\"} 1024",
+            r#"svc_service_connections_total{namespace="default",service="we\"b",port="http",protocol="TCP",ip_family="IPv4"} 7"#,
+            "svc_service_ports_untold 3",
             "svc_packets_total{reason=\"flow_hit\"} 5",
             "svc_bytes_total{reason=\"no_backend\"} 6",
             "svc_repairs_total{map=\"cidrs\"} 2",
@@ -247,7 +401,7 @@ mod tests {
 
     #[test]
     fn the_other_paths_are_kube_proxys() {
-        let body = |path| answer(path, &Status::default(), None, "{}").map(|answer| answer.body);
+        let body = |path| answer(path, &Status::default(), None, None, "{}").map(|answer| answer.body);
         assert_eq!(body("/proxyMode").as_deref(), Some("ebpf"));
         assert_eq!(body("/healthz").as_deref(), Some("ok"));
         assert_eq!(body("/configz").as_deref(), Some("{}"));
@@ -256,7 +410,7 @@ mod tests {
 
     #[test]
     fn before_the_first_sync_there_is_no_time_of_one() {
-        let page = answer("/metrics", &Status::default(), None, "").unwrap().body;
+        let page = answer("/metrics", &Status::default(), None, None, "").unwrap().body;
         assert!(!page.contains("svc_sync_last_timestamp_seconds"));
         assert!(page.contains("svc_source_connected 0\n"));
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 use svc_common::Addr;
 use svc_common::map::{
-    self, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, CONFIG_TAKE_OVER, UDP, Uplink,
+    self, CONFIG_DETECT_PODS_V4, CONFIG_DETECT_PODS_V6, CONFIG_MASQUERADE_ALL, CONFIG_TAKE_OVER, UDP, Uplink, pin,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -119,6 +119,20 @@ struct Sweep {
     resync: Resync,
 }
 
+/// By map.
+fn entries(state: &State, backends: usize) -> [(&'static str, usize); 8] {
+    [
+        (pin::FRONTENDS, state.frontends.len()),
+        (pin::BACKEND_SETS, state.sets.len()),
+        (pin::BACKENDS, backends),
+        (pin::ADDRESSES, state.addresses.len()),
+        (pin::SERVICES, state.services.len()),
+        (pin::UPLINKS, state.uplinks.len()),
+        (pin::SOURCE_RANGES, state.source_ranges.len()),
+        (pin::CIDRS, state.cidrs.len()),
+    ]
+}
+
 impl<D: Dataplane> Reconciler<D> {
     pub fn new(config: Config, dataplane: D, status: Arc<Status>) -> Self {
         Reconciler {
@@ -187,6 +201,7 @@ impl<D: Dataplane> Reconciler<D> {
                         frontends: desired.state().frontends.len(),
                         backends: desired.live_backends(),
                         without_local: desired.without_local(),
+                        entries: entries(desired.state(), desired.live_backends()),
                     });
                 }
                 for (family, time) in std::mem::take(&mut self.triggers) {

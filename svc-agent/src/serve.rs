@@ -39,15 +39,19 @@ pub async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener
 }
 
 /// Answers GET and HEAD for the paths that `answer` knows.
-pub async fn serve(listener: TcpListener, answer: impl Fn(&str) -> Option<Answer> + Send + Sync + 'static) {
-    serve_all(listener, move |request| respond(request, &answer)).await;
+pub async fn serve<F>(listener: TcpListener, answer: impl Fn(String) -> F + Send + Sync + 'static)
+where
+    F: Future<Output = Option<Answer>> + Send + 'static,
+{
+    let answer = Arc::new(answer);
+    serve_all(listener, move |request| respond(request, Arc::clone(&answer))).await;
 }
 
 /// Answers every request by `respond`. When this is dropped, its connections are, too.
-pub async fn serve_all(
-    listener: TcpListener,
-    respond: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Sync + 'static,
-) {
+pub async fn serve_all<F>(listener: TcpListener, respond: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static)
+where
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
     let respond = Arc::new(respond);
     let mut connections = JoinSet::new();
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
@@ -62,8 +66,8 @@ pub async fn serve_all(
         let respond = Arc::clone(&respond);
         connections.spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let response = respond(&request);
-                async move { Ok::<_, Infallible>(response) }
+                let response = respond(request);
+                async move { Ok::<_, Infallible>(response.await) }
             });
             // A client that goes away, or sends no HTTP, is no concern of ours.
             let _ = http1::Builder::new()
@@ -76,11 +80,14 @@ pub async fn serve_all(
     }
 }
 
-fn respond<B>(request: &Request<B>, answer: &(impl Fn(&str) -> Option<Answer> + ?Sized)) -> Response<Full<Bytes>> {
+async fn respond<B, F>(request: Request<B>, answer: Arc<impl Fn(String) -> F>) -> Response<Full<Bytes>>
+where
+    F: Future<Output = Option<Answer>>,
+{
     let plain =
         |status: StatusCode| Answer { status, content_type: "text/plain; charset=utf-8", body: format!("{status}\n") };
     let answer = if [Method::GET, Method::HEAD].contains(request.method()) {
-        answer(request.uri().path()).unwrap_or_else(|| plain(StatusCode::NOT_FOUND))
+        answer(request.uri().path().to_owned()).await.unwrap_or_else(|| plain(StatusCode::NOT_FOUND))
     } else {
         plain(StatusCode::METHOD_NOT_ALLOWED)
     };

@@ -147,7 +147,7 @@ fn listen(
         let (service, endpoints, status) = (service.clone(), Arc::clone(&endpoints), Arc::clone(status));
         let respond =
             move || answer(&service, endpoints.load(Relaxed), health::proxy_is_healthy(&status, SystemTime::now()));
-        tokio::spawn(serve::serve_all(listener, move |_| respond())).abort_handle()
+        tokio::spawn(serve::serve_all(listener, move |_| std::future::ready(respond()))).abort_handle()
     });
     Ok(Open { servers: servers.collect(), endpoints, places })
 }

@@ -16,6 +16,8 @@ pub struct Sync {
     pub frontends: usize,
     pub backends: usize,
     pub without_local: WithoutLocal,
+    /// How many entries each map has that the agent writes, by its name.
+    pub entries: [(&'static str, usize); 8],
 }
 
 /// Service ports of policy Local that have endpoints, but none on this node.
@@ -76,6 +78,10 @@ pub struct Input {
     pub slices: u64,
     pub slices_pending: u64,
     pub last: Option<SystemTime>,
+    /// Since when the oldest change waits that is not in force; none while all are.
+    pub waiting_since: Option<SystemTime>,
+    /// When a watch last told of an object, by kind.
+    pub events: BTreeMap<&'static str, SystemTime>,
     /// From an endpoint's change in the cluster to its being in force here, IPv4 first.
     pub programming: [Histogram; 2],
 }
@@ -130,6 +136,8 @@ impl Default for Status {
                 slices: 0,
                 slices_pending: 0,
                 last: None,
+                waiting_since: None,
+                events: BTreeMap::new(),
                 programming: [programming(), programming()],
             }),
             asked: Mutex::default(),
@@ -163,6 +171,7 @@ impl Status {
         drop(progress);
         let mut input = lock(&self.input);
         (input.services_pending, input.slices_pending) = (0, 0);
+        input.waiting_since = None;
     }
 
     pub fn sync_failed(&self) {
@@ -194,7 +203,14 @@ impl Status {
         input.services_pending += services as u64;
         input.slices += slices as u64;
         input.slices_pending += slices as u64;
-        input.last = Some(SystemTime::now());
+        let now = SystemTime::now();
+        input.last = Some(now);
+        input.waiting_since.get_or_insert(now);
+    }
+
+    /// A watch has told of an object of this kind.
+    pub fn heard(&self, kind: &'static str) {
+        lock(&self.input).events.insert(kind, SystemTime::now());
     }
 
     /// An endpoint's change is in force, so long after it happened.

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use svc_common::map::{
     Affinity, AffinityKey, Backend, BackendSlot, CidrKey, Config, Counter, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, HopLease, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
+    FrontendKey, HopLease, Monitor, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Told, Uplink,
 };
 use svc_common::{Addr, flow};
 
@@ -43,6 +43,8 @@ plain!(
     Affinity,
     FragmentKey,
     FragmentPorts,
+    Monitor,
+    Told,
     flow::Set
 );
 
@@ -61,6 +63,7 @@ const LINK_UPDATE: i64 = 29;
 const LINK_DETACH: i64 = 34;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
 
 fn bpf<T>(command: i64, attr: &mut T) -> io::Result<i64> {
@@ -307,21 +310,33 @@ pub fn array_range<V: Plain>(map: BorrowedFd<'_>, range: Range<u32>) -> io::Resu
     }
 }
 
+/// A map's shape, and all else at its default.
+#[repr(C)]
+struct Create {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    rest: [u32; 13],
+}
+
+/// A ring buffer of `bytes`, a power of two and a multiple of the page size.
+///
+/// # Errors
+/// What the kernel says.
+pub fn create_ring_buffer(bytes: u32) -> io::Result<OwnedFd> {
+    let mut attr =
+        Create { kind: BPF_MAP_TYPE_RINGBUF, key_size: 0, value_size: 0, max_entries: bytes, flags: 0, rest: [0; 13] };
+    bpf(MAP_CREATE, &mut attr).map(owned)
+}
+
 /// An array to stand in an array of maps.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn create_inner_array<V: Plain>(values: &[V]) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Attr {
-        kind: u32,
-        key_size: u32,
-        value_size: u32,
-        max_entries: u32,
-        flags: u32,
-        rest: [u32; 13],
-    }
-    let mut attr = Attr {
+    let mut attr = Create {
         kind: BPF_MAP_TYPE_ARRAY,
         key_size: 4,
         value_size: size_of::<V>() as u32,

@@ -15,4 +15,4 @@ pub mod select;
 pub mod verifier;
 
 pub use addr::Addr;
-pub use reason::Reason;
+pub use reason::{Kind, Reason};

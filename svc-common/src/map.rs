@@ -20,6 +20,10 @@ pub mod pin {
     pub const AFFINITY: &str = "affinity";
     pub const FRAGMENTS: &str = "fragments";
     pub const HOP_LEASE: &str = "hop_lease";
+    pub const MONITORS: &str = "monitors";
+    pub const EVENTS: &str = "events";
+    pub const EVENTS_TOLD: &str = "events_told";
+    pub const CONNECTIONS: &str = "connections";
 }
 
 pub const TCP: u8 = 6;
@@ -352,3 +356,78 @@ pub struct Counter {
     pub bytes: u64,
 }
 const _: () = assert!(size_of::<Counter>() == 16);
+
+/// How many of `svc-agent monitor` may be open at a time.
+pub const MAX_MONITORS: usize = 4;
+/// Bytes of one monitor's ring buffer: 10,000 events.
+pub const EVENTS_SIZE: usize = 1 << 20;
+
+/// `monitors`' value: what one monitor wants to be told. It is all zeros where there is none.
+///
+/// A monitor that dies has no chance to take itself away, so that it holds for a short time only and is renewed.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Monitor {
+    /// In nanoseconds of CLOCK_MONOTONIC.
+    pub until: u64,
+    /// A bit for each [`crate::Reason`], by its discriminant.
+    pub reasons: u32,
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Monitor>() == 16);
+
+/// `events_told`'s value, per CPU and monitor.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Told {
+    /// The time that `told` counts in, a tick of 2^27 ns.
+    pub tick: u32,
+    pub told: u32,
+    /// Events that the monitor was not told of: more than the bound, or than its ring buffer has room for.
+    pub lost: u64,
+}
+const _: () = assert!(size_of::<Told>() == 16);
+
+/// What a monitor is told. Addresses and ports are those of the packet as it was met, ports in network byte order; of a socket
+/// only the destination is known.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Event {
+    /// In nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+    /// Of a socket: its network namespace (SO_NETNS_COOKIE). 0 for a packet.
+    pub netns: u64,
+    pub src: Addr,
+    pub dst: Addr,
+    /// Of a new flow: the backend's address. So for the two below.
+    pub to: Addr,
+    pub to_port: u16,
+    /// The source port that the backend sees.
+    pub second_port: u16,
+    pub src_port: u16,
+    pub dst_port: u16,
+    /// Of the backend; 0 where there is none.
+    pub backend: u32,
+    /// The discriminant of a [`crate::Reason`].
+    pub reason: u32,
+    /// The interface that the packet was met at; 0 for a socket.
+    pub interface: u32,
+    /// The packet's size, link header included.
+    pub bytes: u32,
+    pub protocol: u8,
+    /// `EVENT_FROM_*`.
+    pub from: u8,
+    /// 1 where the source address becomes this node's.
+    pub masqueraded: u8,
+    pub pad: [u8; 5],
+}
+const _: () = assert!(size_of::<Event>() == 96);
+
+/// A packet that came in from the network.
+pub const EVENT_FROM_NETWORK: u8 = 0;
+/// A packet of a pod of this node.
+pub const EVENT_FROM_POD: u8 = 1;
+/// A packet of this node's own, about to leave.
+pub const EVENT_FROM_HOST: u8 = 2;
+/// A socket, before it has sent anything.
+pub const EVENT_FROM_SOCKET: u8 = 3;

@@ -81,9 +81,80 @@ reasons! {
     HelperFailed = "helper_failed",
 }
 
+/// What `svc-agent monitor` tells of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Kind {
+    Drop,
+    Reject,
+    NewFlow,
+}
+
+impl Kind {
+    /// Stable name, for scripts.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Kind::Drop => "drop",
+            Kind::Reject => "reject",
+            Kind::NewFlow => "new-flow",
+        }
+    }
+}
+
+impl Reason {
+    /// None where it is what becomes of every packet, or of what is none of a Service's; and of [`Reason::SocketRefused`],
+    /// which is told as what it was refused for.
+    pub const fn kind(self) -> Option<Kind> {
+        match self {
+            Reason::NoLocalBackend
+            | Reason::SourceRange
+            | Reason::UnallocatedAddress
+            | Reason::RejectLimited
+            | Reason::FlowTableFull
+            | Reason::NoSourcePort
+            | Reason::NoRoute
+            | Reason::HelperFailed => Some(Kind::Drop),
+            Reason::BindRefused | Reason::NoBackend | Reason::UnknownPort | Reason::HopLimit | Reason::TooBig => {
+                Some(Kind::Reject)
+            }
+            Reason::FlowOpened | Reason::SocketConnected | Reason::SocketDatagram => Some(Kind::NewFlow),
+            Reason::NotService
+            | Reason::FlowHit
+            | Reason::Reply
+            | Reason::SocketRefused
+            | Reason::Truncated
+            | Reason::Unsupported
+            | Reason::FragmentUnknown
+            | Reason::FragmentKept => None,
+        }
+    }
+
+    /// Its bit in a set of reasons.
+    #[inline(always)]
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+const _: () = assert!(Reason::ALL.len() <= 32);
+
 #[cfg(test)]
 mod tests {
-    use super::Reason;
+    use super::{Kind, Reason};
+
+    #[test]
+    fn a_kind_is_what_the_description_begins_with() {
+        for reason in Reason::ALL {
+            let description = reason.description();
+            match reason.kind() {
+                Some(Kind::Drop) => assert!(description.starts_with("Dropped: "), "{reason:?}"),
+                Some(Kind::Reject) => {
+                    assert!(description.starts_with("Rejected: ") || description.contains("refused"), "{reason:?}");
+                }
+                Some(Kind::NewFlow) | None => {
+                    assert!(!description.starts_with("Dropped") && !description.starts_with("Rejected"), "{reason:?}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_discriminant_is_the_index_in_the_table() {

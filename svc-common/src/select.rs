@@ -59,6 +59,18 @@ pub unsafe fn take_turn(turn: *mut u32) -> u32 {
     unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(turn, 1) }
 }
 
+/// Counts one more, together with all other cores.
+///
+/// # Safety
+/// `counter` is aligned, and written by nothing else but this and by who sets it back.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub unsafe fn count_one(counter: *mut u64) {
+    use core::intrinsics::{AtomicOrdering, atomic_xadd};
+    // SAFETY: the caller's.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::{pick, shuffle};

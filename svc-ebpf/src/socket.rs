@@ -25,7 +25,10 @@ pub struct Request {
 /// alone, and its packets are judged on their way, which alone can drop them in silence or know their source.
 #[inline(always)]
 pub fn connect<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<SocketPeer, Reason> {
-    balance(tables, request).inspect(|_| tables.count(Reason::SocketConnected, 0))
+    balance(tables, request).inspect(|peer| {
+        tables.count(Reason::SocketConnected, 0);
+        tables.pointed(request, peer, Reason::SocketConnected);
+    })
 }
 
 /// Where one datagram of an unconnected socket is to go instead: as long as it lives, to the backend that the socket's
@@ -45,6 +48,7 @@ pub fn send<T: Tables + Sockets>(tables: &T, request: &Request) -> Result<Socket
     let peer = balance(tables, request)?;
     tables.set_peer(&sticky, &peer);
     tables.count(Reason::SocketDatagram, 0);
+    tables.pointed(request, &peer, Reason::SocketDatagram);
     Ok(peer)
 }
 

@@ -8,6 +8,7 @@ use svc_common::{Addr, Reason, flow};
 
 use crate::open::{SourcePort, open, source_port};
 use crate::parse::Headers;
+use crate::socket::Request;
 use crate::visit::{Visit, visit};
 
 /// One backend set, all of whose slots are of the same version.
@@ -45,6 +46,10 @@ pub trait Tables {
     /// 0, 1, 2 and so on, on all cores together, and round again.
     fn turn(&self) -> u32;
 
+    /// A flow was opened, of which `hit` is the client's cell, by a packet of `bytes` at the interface `ifindex`: for those who
+    /// count and watch.
+    fn opened(&self, _headers: &Headers, _hit: &Hit, _bytes: u32, _ifindex: u32) {}
+
     /// [`visit`], or a kernel function that is verified by itself and calls it.
     fn visit(&self, key: &Key, headers: &Headers, hit: &mut Hit, now: u16) -> Visit
     where
@@ -77,4 +82,6 @@ pub trait Tables {
 pub trait Sockets {
     fn peer(&self, key: &SocketKey) -> Option<SocketPeer>;
     fn set_peer(&self, key: &SocketKey, peer: &SocketPeer);
+    /// A backend was chosen for a socket, which `reason` says how: for those who count and watch.
+    fn pointed(&self, _request: &Request, _peer: &SocketPeer, _reason: Reason) {}
 }

@@ -119,11 +119,11 @@ fn open<P: Packet, T: Tables>(
             headers.src
         } else {
             // No address of this node, or the port of the socket that has sent the packet.
-            return opened(packet, tables);
+            return opened(packet, tables, headers, hit);
         };
         let backend = Peer { addr: hit.to(), port: hit.port };
         if !packet.has_socket(headers.protocol, backend, Peer { addr: local, port: hit.second }) {
-            return opened(packet, tables);
+            return opened(packet, tables, headers, hit);
         }
         tables.flows().close(key, hit);
     }
@@ -131,8 +131,9 @@ fn open<P: Packet, T: Tables>(
 }
 
 #[inline(always)]
-fn opened<P: Packet, T: Tables>(packet: &P, tables: &T) -> Result<(), Reason> {
+fn opened<P: Packet, T: Tables>(packet: &P, tables: &T, headers: &Headers, hit: &Hit) -> Result<(), Reason> {
     tables.count(Reason::FlowOpened, packet.size());
+    tables.opened(headers, hit, packet.size(), packet.ifindex());
     Ok(())
 }
 

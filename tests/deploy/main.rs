@@ -3,6 +3,7 @@ mod chart;
 mod image;
 mod installed;
 mod procedures;
+mod prometheus;
 mod render;
 mod takeover;
 mod uninstall;

@@ -3,6 +3,8 @@ mod bad_days;
 mod bugreport;
 mod check;
 mod listings;
+mod metrics;
+mod monitor;
 mod trace;
 
 use serde_json::Value;

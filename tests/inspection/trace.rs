@@ -25,7 +25,7 @@ fn balancer(name: &str, cluster_ip: &str, ip: &str, pods: &[&str], spec: &[(&str
 }
 
 /// With a Service for each kind of end.
-fn cluster() -> Cluster {
+pub(super) fn cluster() -> Cluster {
     let mut cluster = Cluster::with_manifests();
     let [mut sticky, sticky_slice] = service("sticky", "10.96.0.95", &all_backends());
     sticky["spec"]["sessionAffinity"] = "ClientIP".into();

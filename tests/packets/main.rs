@@ -8,6 +8,7 @@ mod forwarded;
 mod headers;
 mod hops;
 mod model;
+mod monitored;
 mod pieces;
 mod reasons;
 mod refused;

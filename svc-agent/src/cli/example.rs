@@ -37,7 +37,7 @@ pub(crate) fn state() -> State {
         if flags & BACKEND_LOCAL != 0 {
             state.sets.get_mut(&local_set(1)).unwrap().push(slot);
         }
-        state.backends.insert(id, Backend { addr, port, protocol: TCP, live: 1, service: 0 });
+        state.backends.insert(id, Backend { addr, port, protocol: TCP, live: 1, service: 1 });
     }
     state
 }

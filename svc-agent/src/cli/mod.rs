@@ -6,10 +6,11 @@ pub mod check;
 pub mod cleanup;
 pub mod completions;
 #[cfg(test)]
-mod example;
+pub(crate) mod example;
 pub mod flows;
 pub mod man;
 pub mod maps;
+pub mod monitor;
 pub mod mount;
 pub mod namespaces;
 pub mod print;
@@ -70,8 +71,13 @@ pub enum Command {
     /// Watch services and their backends by flows under way and new ones a second.
     ///
     /// The kernel keeps no packets or bytes for each service: they are shown for all together. Connections that sockets made are no
-    /// flows, and are counted together as well.
+    /// flows; of a service they count among the new ones.
     Top(top::Args),
+    /// Show drops, rejects and new flows as they happen.
+    ///
+    /// The kernel part writes them for as long as this runs, ten thousand a second and CPU at most; how many were left out is
+    /// told. Without it nothing is written. A socket that is pointed at a backend is a new flow, too. The agent need not run.
+    Monitor(monitor::Args),
     /// Say what becomes of a connection: trace tcp 10.244.1.5 '->' 10.96.0.10:53
     ///
     /// The program in the kernel is asked, over the tables in use and copies of what it writes: no packet is sent, and nothing
@@ -121,6 +127,7 @@ impl Cli {
             Command::Maps(args) => maps::run(&args),
             Command::Status(args) => status::run(&args, self.verbose > 0),
             Command::Top(args) => top::run(&args),
+            Command::Monitor(args) => monitor::run(&args),
             Command::Trace(args) => trace::run(&args),
             Command::Bugreport(args) => bugreport::run(&args),
             Command::Completions(args) => completions::run(&args),

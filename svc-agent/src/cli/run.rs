@@ -15,8 +15,9 @@ use tracing::{info, warn};
 
 use crate::cidrs::{DetectLocalMode, PodDetector};
 use crate::dataplane::{Dataplane as _, Settings, SocketLb, TcMode, XdpMode, aya};
-use crate::inspect::Pins;
+use crate::inspect::{MAPS, Pins};
 use crate::kube_proxy_config::{self, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT};
+use crate::metrics::Exporter;
 use crate::netns::Places;
 use crate::notes::Notes;
 use crate::object::ObjectName;
@@ -133,6 +134,10 @@ pub struct Args {
     /// Where /metrics is served [default: 127.0.0.1:10249].
     #[arg(long, value_name = "ADDRESS")]
     pub(super) metrics_bind_address: Option<SocketAddr>,
+
+    /// Of how many Service ports, each address family counted for itself, /metrics tells the connections: a series each.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    max_service_metrics: u32,
 
     /// How many flows the kernel keeps track of at a time.
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(64..=1 << 28))]
@@ -376,6 +381,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     } else {
         Departures::default()
     };
+    let maps = args.bpffs.join(MAPS);
     tokio::spawn(sweep::run(args.bpffs.clone()));
     tokio::spawn(async move { next_hops::run(&args.bpffs).await });
 
@@ -383,12 +389,14 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         Pods::start(args.pod_interfaces, uplinks, programs, effective.sync_period, Arc::clone(&status)).await?;
 
     let health_status = Arc::clone(&status);
-    tokio::spawn(serve::serve(healthz, move |path| health::answer(path, &health_status, SystemTime::now())));
-    let (metrics_status, counters) = (Arc::clone(&status), dataplane.counters());
-    let configz = effective.configz();
-    tokio::spawn(serve::serve(metrics, move |path| {
-        metrics::answer(path, &metrics_status, counters.as_deref(), &configz)
+    tokio::spawn(serve::serve(healthz, move |path| {
+        std::future::ready(health::answer(&path, &health_status, SystemTime::now()))
     }));
+    let (exporter_status, counters) = (Arc::clone(&status), dataplane.counters());
+    let exporter =
+        Exporter::new(exporter_status, counters, maps, effective.configz(), args.max_service_metrics as usize);
+    let exporter = Arc::new(exporter);
+    tokio::spawn(serve::serve(metrics, move |path| Arc::clone(&exporter).answer(path)));
 
     let (events, inbox) = mpsc::channel(EVENTS);
     let config = Config {

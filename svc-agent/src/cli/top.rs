@@ -13,7 +13,7 @@ use crate::dataplane::State;
 use crate::inspect::Pins;
 use crate::plan::PortName;
 use crate::top::model::{Input, Model, Sort};
-use crate::top::rates::{Rates, Sample};
+use crate::top::rates::{Counts, Rates, Sample};
 use crate::top::view;
 
 /// Less would be work for nothing: the kernel notes a flow's packets every two seconds.
@@ -80,11 +80,13 @@ impl Eye {
         if self.looks.is_multiple_of(LOOKS_A_STATE) {
             self.state = self.pins.state()?;
         }
-        let mut services: BTreeMap<String, usize> = BTreeMap::new();
+        let connections: BTreeMap<u32, u64> = self.pins.connections()?.into_iter().collect();
+        let mut services: BTreeMap<String, Counts> = BTreeMap::new();
         for (id, name) in &self.state.services {
             let Some(name) = PortName::from_map(name) else { continue };
-            let backends = self.state.sets.get(&cluster_set(*id)).map_or(0, Vec::len);
-            *services.entry(name.service.to_string()).or_default() += backends;
+            let counts = services.entry(name.service.to_string()).or_default();
+            counts.backends += self.state.sets.get(&cluster_set(*id)).map_or(0, Vec::len);
+            counts.connections += connections.get(id).copied().unwrap_or(0);
         }
         Ok(Sample { flows: self.pins.flows_of(&self.state)?, counters: self.pins.counters()?, services })
     }

@@ -19,7 +19,8 @@ pub fn alone() -> anyhow::Result<Ebpf> {
     const LEAST: u32 = 1024;
     let mut loader = EbpfLoader::new();
     loader.btf(None);
-    for (name, _) in MAPS.iter().filter(|(name, _)| !["CONFIG", "COUNTERS"].contains(name)) {
+    const OF_THEIR_SIZE: [&str; 5] = ["CONFIG", "COUNTERS", "MONITORS", "EVENTS", "EVENTS_TOLD"];
+    for (name, _) in MAPS.iter().filter(|(name, _)| !OF_THEIR_SIZE.contains(name)) {
         loader.map_max_entries(name, LEAST);
     }
     Ok(loader.load(OBJECT)?)
@@ -31,7 +32,10 @@ pub fn alone() -> anyhow::Result<Ebpf> {
 /// # Errors
 /// Where a map is not pinned, or is another version's, and what the kernel refused.
 pub fn over(directory: &Path) -> anyhow::Result<Ebpf> {
-    const WRITTEN_BY_PROGRAMS: [&str; 5] = ["FLOWS", "SOCKETS", "COUNTERS", "AFFINITY", "FRAGMENTS"];
+    const WRITTEN_BY_PROGRAMS: [&str; 7] =
+        ["FLOWS", "SOCKETS", "COUNTERS", "AFFINITY", "FRAGMENTS", "EVENTS_TOLD", "CONNECTIONS"];
+    // Nobody is to be told of a packet that is none.
+    const OF_MONITORS: [&str; 2] = ["MONITORS", "EVENTS"];
     super::aya::check_pins(directory)?;
     let paths: Vec<_> = MAPS.iter().map(|(name, pin)| (*name, directory.join(pin))).collect();
     let mut loader = EbpfLoader::new();
@@ -40,7 +44,7 @@ pub fn over(directory: &Path) -> anyhow::Result<Ebpf> {
         // A map that is not pinned would be made, and pinned.
         let map = sys::open_pin(path).with_context(|| format!("opening the pin {}", path.display()))?;
         loader.map_max_entries(name, sys::map_info(map.as_fd())?.max_entries);
-        if !WRITTEN_BY_PROGRAMS.contains(name) {
+        if !WRITTEN_BY_PROGRAMS.contains(name) && !OF_MONITORS.contains(name) {
             loader.map_pin_path(name, path.as_path());
         }
     }

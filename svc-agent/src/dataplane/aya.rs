@@ -22,7 +22,7 @@ use crate::sys::{self, Plain};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/svc.o"));
 
 /// Names of the maps in the object, and of their pins.
-pub const MAPS: [(&str, &str); 15] = [
+pub const MAPS: [(&str, &str); 19] = [
     ("FRONTENDS", pin::FRONTENDS),
     ("BACKEND_SETS", pin::BACKEND_SETS),
     ("BACKENDS", pin::BACKENDS),
@@ -38,6 +38,10 @@ pub const MAPS: [(&str, &str); 15] = [
     ("AFFINITY", pin::AFFINITY),
     ("FRAGMENTS", pin::FRAGMENTS),
     ("HOP_LEASE", pin::HOP_LEASE),
+    ("MONITORS", pin::MONITORS),
+    ("EVENTS", pin::EVENTS),
+    ("EVENTS_TOLD", pin::EVENTS_TOLD),
+    ("CONNECTIONS", pin::CONNECTIONS),
 ];
 
 /// The kernel part, loaded and attached. Dropping it detaches nothing: links and maps are pinned.
@@ -48,6 +52,7 @@ pub struct Aya {
     backends: OwnedFd,
     addresses: OwnedFd,
     services: OwnedFd,
+    connections: OwnedFd,
     source_ranges: OwnedFd,
     cidrs: OwnedFd,
     uplinks: OwnedFd,
@@ -87,6 +92,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
         ("BACKENDS", settings.max_backends + 1),
         ("ADDRESSES", settings.max_services + NODE_ADDRESSES as u32),
         ("SERVICES", settings.max_services),
+        ("CONNECTIONS", settings.max_services + 1),
         ("FLOWS", flow_sets),
     ];
     for (name, wanted) in sizes {
@@ -104,11 +110,12 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
     let (frontends, addresses, source_ranges) =
         (open_map(pin::FRONTENDS)?, open_map(pin::ADDRESSES)?, open_map(pin::SOURCE_RANGES)?);
     let (services, backends) = (open_map(pin::SERVICES)?, open_map(pin::BACKENDS)?);
+    let connections = open_map(pin::CONNECTIONS)?;
     let size = |map: &OwnedFd| sys::map_info(map.as_fd()).map(|info| info.max_entries);
     let sets = open_map(pin::BACKEND_SETS)?;
     // A pinned map may be smaller than the settings want it. Id 0 is nobody's.
     let limits = Limits {
-        services: size(&services)?.min(size(&sets)? / 2 - 1).min(settings.max_services),
+        services: size(&services)?.min(size(&sets)? / 2 - 1).min(size(&connections)? - 1).min(settings.max_services),
         backends: (size(&backends)? - 1).min(settings.max_backends),
         source_ranges: size(&source_ranges)?,
         frontends: size(&frontends)?.min(settings.max_frontends),
@@ -120,6 +127,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
         backends,
         addresses,
         services,
+        connections,
         source_ranges,
         cidrs: open_map(pin::CIDRS)?,
         uplinks: open_map(pin::UPLINKS)?,
@@ -421,7 +429,9 @@ impl Dataplane for Aya {
                 Op::PutSet(..) => self.put_sets(&pairs!(run, Op::PutSet)),
                 Op::PutService(..) => {
                     let (keys, values): (Vec<_>, Vec<_>) = pairs!(run, Op::PutService).into_iter().unzip();
-                    put(&self.services, pin::SERVICES, &keys, &values)
+                    // What was counted under an id is not this Service's. Its frontends come later.
+                    put(&self.connections, pin::CONNECTIONS, &keys, &vec![0u64; keys.len()])
+                        .and_then(|()| put(&self.services, pin::SERVICES, &keys, &values))
                 }
                 Op::PutAddress(..) => {
                     let (keys, values): (Vec<_>, Vec<_>) = pairs!(run, Op::PutAddress).into_iter().unzip();

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::servers::Servers;
-use super::{Closed, Event, Sender, decode, send};
+use super::{Closed, Event, Kind, Sender, decode, send};
 use crate::object::{Node, ObjectName, Protocol, Service, ServiceCidr, Slice};
 use crate::status::Status;
 
@@ -60,6 +60,7 @@ pub async fn run(servers: Arc<Servers>, node_name: &str, events: Sender, status:
 trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
     /// What is kept of it.
     type Item;
+    const KIND: Kind;
     /// Whether the agent can do without, where the API has no such objects or does not let it see them.
     const OPTIONAL: bool = false;
 
@@ -77,6 +78,7 @@ trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + S
 
 impl Watched for core::Service {
     type Item = Service;
+    const KIND: Kind = Kind::Service;
 
     fn decode(&self) -> Option<Service> {
         Some(decode::service(self))
@@ -97,6 +99,7 @@ impl Watched for core::Service {
 
 impl Watched for discovery::EndpointSlice {
     type Item = Slice;
+    const KIND: Kind = Kind::EndpointSlice;
 
     fn servers(&self) -> Option<Vec<SocketAddr>> {
         api_servers(&decode::slice(self)?)
@@ -121,6 +124,7 @@ impl Watched for discovery::EndpointSlice {
 
 impl Watched for core::Node {
     type Item = Node;
+    const KIND: Kind = Kind::Node;
 
     fn decode(&self) -> Option<Node> {
         Some(decode::node(self))
@@ -141,6 +145,7 @@ impl Watched for core::Node {
 
 impl Watched for networking::ServiceCIDR {
     type Item = ServiceCidr;
+    const KIND: Kind = Kind::ServiceCidr;
     const OPTIONAL: bool = true;
 
     fn decode(&self) -> Option<ServiceCidr> {
@@ -181,6 +186,7 @@ async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, ev
                 }
                 watcher::Event::Apply(object) => {
                     failures = 0;
+                    gate.heard(K::KIND);
                     gate.learn(object.servers()).await;
                     let event = match object.decode() {
                         Some(item) => K::put(item),
@@ -190,6 +196,7 @@ async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, ev
                 }
                 watcher::Event::Delete(object) => {
                     failures = 0;
+                    gate.heard(K::KIND);
                     send(events, K::delete(decode::object_name(object.meta()))).await?;
                 }
             },
@@ -244,6 +251,11 @@ impl Gate {
         if let Some(addresses) = servers {
             self.servers.learn(&addresses).await;
         }
+    }
+
+    /// Of a change: a list is what this agent asked for, and says nothing of its watch.
+    fn heard(&self, kind: Kind) {
+        self.status.heard(kind.label());
     }
 
     fn reached(&self) {

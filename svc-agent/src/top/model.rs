@@ -82,10 +82,10 @@ impl Model {
                 let mut loads = self.picture.loads(|flow| flow.service.clone());
                 let services = self.picture.services.iter();
                 services
-                    .map(|(name, backends)| Line {
+                    .map(|(name, (backends, connections))| Line {
                         name: name.clone(),
                         backends: Some(*backends),
-                        load: loads.remove(name).unwrap_or_default(),
+                        load: Load { new_a_second: *connections, ..loads.remove(name).unwrap_or_default() },
                     })
                     .collect()
             }
@@ -148,7 +148,7 @@ mod tests {
             flow("default/web", "192.0.2.1:3", "10.1.0.2:80"),
             flow("default/api", "192.0.2.1:4", "10.1.0.3:80"),
         ];
-        let services = ["default/api", "default/idle", "default/web"].map(|name| (name.to_owned(), 2));
+        let services = ["default/api", "default/idle", "default/web"].map(|name| (name.to_owned(), (2, 0.0)));
         let mut model = Model::default();
         model.show(Picture {
             flows: flows.into_iter().map(|flow| (flow, false)).collect(),

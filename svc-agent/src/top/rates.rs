@@ -12,8 +12,16 @@ use crate::inspect::Flow;
 pub struct Sample {
     pub flows: Vec<Flow>,
     pub counters: Vec<(Reason, Counter)>,
-    /// By namespace and name: how many backends its ports have, each family for itself.
-    pub services: BTreeMap<String, usize>,
+    /// By namespace and name.
+    pub services: BTreeMap<String, Counts>,
+}
+
+/// Of a Service's ports together, each family for itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    pub backends: usize,
+    /// Flows opened and sockets pointed at a backend, so far.
+    pub connections: u64,
 }
 
 /// What a service or a backend has.
@@ -22,6 +30,7 @@ pub struct Load {
     pub flows: usize,
     /// Of these, with packets both ways and no end.
     pub established: usize,
+    /// Of a service those of sockets as well, which are no flows.
     pub new_a_second: f64,
 }
 
@@ -49,13 +58,15 @@ fn key(flow: &Flow) -> Key {
 pub struct Rates {
     seen: HashSet<Key>,
     counted: Option<(u64, u64, u64, u64)>,
+    connections: BTreeMap<String, u64>,
 }
 
 /// A look with what it takes two of.
 #[derive(Clone, Debug, Default)]
 pub struct Picture {
     pub flows: Vec<(Flow, bool)>,
-    pub services: BTreeMap<String, usize>,
+    /// By namespace and name: how many backends, and how many connections a second.
+    pub services: BTreeMap<String, (usize, f64)>,
     pub traffic: Traffic,
     /// Between this look and the last one; none at the first.
     pub elapsed: Option<Duration>,
@@ -66,15 +77,19 @@ impl Rates {
     pub fn next(&mut self, sample: Sample, elapsed: Duration) -> Picture {
         let first = self.counted.is_none();
         let counted = totals(&sample.counters);
-        let traffic = self.counted.map_or_else(Traffic::default, |before| {
-            // A counter that has gone back was made anew.
-            let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed.as_secs_f64().max(0.001);
-            Traffic {
-                packets: rate(counted.0, before.0),
-                bytes: rate(counted.1, before.1),
-                sockets: rate(counted.2, before.2),
-                refused: rate(counted.3, before.3),
-            }
+        // A counter that has gone back was made anew.
+        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed.as_secs_f64().max(0.001);
+        let services = sample.services.iter().map(|(name, counts)| {
+            let connections = self.connections.get(name).map_or(0.0, |before| rate(counts.connections, *before));
+            (name.clone(), (counts.backends, connections))
+        });
+        let services = services.collect();
+        self.connections = sample.services.into_iter().map(|(name, counts)| (name, counts.connections)).collect();
+        let traffic = self.counted.map_or_else(Traffic::default, |before| Traffic {
+            packets: rate(counted.0, before.0),
+            bytes: rate(counted.1, before.1),
+            sockets: rate(counted.2, before.2),
+            refused: rate(counted.3, before.3),
         });
         let keys: HashSet<Key> = sample.flows.iter().map(key).collect();
         let flows = sample.flows.into_iter().map(|flow| {
@@ -83,7 +98,7 @@ impl Rates {
         });
         let flows = flows.collect();
         (self.seen, self.counted) = (keys, Some(counted));
-        Picture { flows, services: sample.services, traffic, elapsed: (!first).then_some(elapsed) }
+        Picture { flows, services, traffic, elapsed: (!first).then_some(elapsed) }
     }
 }
 
@@ -149,7 +164,8 @@ pub(super) mod tests {
             (Reason::NoBackend, Counter { packets: 3, bytes: 0 }),
             (Reason::SocketRefused, Counter { packets: 3, bytes: 0 }),
         ];
-        Sample { flows: flows.to_vec(), counters, services: BTreeMap::new() }
+        let counts = Counts { backends: 2, connections: packets / 10 };
+        Sample { flows: flows.to_vec(), counters, services: [("default/web".to_owned(), counts)].into() }
     }
 
     const TWO_SECONDS: Duration = Duration::from_secs(2);
@@ -171,6 +187,7 @@ pub(super) mod tests {
         assert_eq!(second.traffic, Traffic { packets: 20.0, bytes: 2000.0, sockets: 0.0, refused: 0.0 });
         let load = Load { flows: 2, established: 2, new_a_second: 0.5 };
         assert_eq!(by_service(&second)["default/web"], load);
+        assert_eq!((first.services["default/web"], second.services["default/web"]), ((2, 0.0), (2, 2.0)));
     }
 
     #[test]

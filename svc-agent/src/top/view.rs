@@ -119,7 +119,7 @@ mod tests {
                 (flow("default/web", "192.0.2.1:1", "10.1.0.1:80"), false),
                 (flow("default/web", "192.0.2.1:2", "10.1.0.2:80"), true),
             ],
-            services: [("default/web".to_owned(), 2), ("evil/\u{1b}[2J".to_owned(), 0)].into(),
+            services: [("default/web".to_owned(), (2, 3.5)), ("evil/\u{1b}[2J".to_owned(), (0, 0.0))].into(),
             traffic: Traffic { packets: 1234.4, bytes: 5_600_000.0, sockets: 2.0, refused: 0.5 },
             elapsed: Some(std::time::Duration::from_secs(2)),
         });
@@ -132,7 +132,7 @@ mod tests {
         svc-agent top: 2 services, 2 flows, by flows
         translated 1234 packets/s 5.6 MB/s, sockets 2.0/s, refused 0.5/s
         SERVICE                              BACKENDS FLOWS    ESTABLISHED NEW/S
-        default/web                          2        2        2           0.5
+        default/web                          2        2        2           3.5
         evil/\u001b[2J                       0        0        0           0.0
 
 

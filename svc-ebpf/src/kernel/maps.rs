@@ -12,11 +12,12 @@ use svc_common::select::take_turn;
 use svc_common::{Addr, Reason, flow};
 use svc_ebpf::open::SourcePort;
 use svc_ebpf::parse::Headers;
+use svc_ebpf::socket::Request;
 use svc_ebpf::tables::{BackendSet, Sockets, Tables};
 use svc_ebpf::visit::Visit;
 use svc_ebpf::wire::Scratch;
 
-use super::global;
+use super::{global, monitor};
 
 type Slots = Array<BackendSlot, 1, { BPF_F_INNER_MAP as usize }>;
 
@@ -25,7 +26,7 @@ static FRONTENDS: HashMap<FrontendKey, Frontend, 65536> = HashMap::new();
 #[btf_map]
 static BACKEND_SETS: ArrayOfMaps<Slots, 131072> = ArrayOfMaps::new();
 #[btf_map]
-static BACKENDS: Array<Backend, 262144> = Array::new();
+pub(super) static BACKENDS: Array<Backend, 262144> = Array::new();
 #[btf_map]
 static ADDRESSES: HashMap<Addr, AddressFlags, 65536> = HashMap::new();
 /// Only inspection and a restarted agent read it.
@@ -287,6 +288,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn opened(&self, headers: &Headers, hit: &flow::Hit, bytes: u32, ifindex: u32) {
+        monitor::opened(headers, hit, bytes, ifindex);
+    }
+
+    #[inline(always)]
     fn visit(&self, key: &flow::Key, headers: &Headers, hit: &mut flow::Hit, now: u16) -> Visit {
         global::visit(key, headers, hit, now)
     }
@@ -313,5 +319,10 @@ impl Sockets for Maps {
     fn set_peer(&self, key: &SocketKey, peer: &SocketPeer) {
         // An LRU map takes a newcomer always, but for a lock that is held by the very program that was interrupted.
         let _ = SOCKETS.insert(key, peer, 0);
+    }
+
+    #[inline(always)]
+    fn pointed(&self, request: &Request, peer: &SocketPeer, reason: Reason) {
+        monitor::pointed(request, peer, reason);
     }
 }

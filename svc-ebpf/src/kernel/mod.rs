@@ -4,6 +4,7 @@ mod hops;
 #[cfg(feature = "log")]
 mod log;
 mod maps;
+mod monitor;
 mod pieces;
 mod route;
 mod sk_lookup;

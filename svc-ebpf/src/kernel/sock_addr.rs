@@ -9,6 +9,7 @@ use svc_ebpf::Tables;
 use svc_ebpf::socket::{self, Request};
 
 use super::maps::Maps;
+use super::monitor;
 
 const PROCEED: i32 = 1;
 const REFUSE: i32 = 0;
@@ -66,7 +67,7 @@ fn point_to(context: &SockAddrContext, v4: bool, peer: &SocketPeer) {
 }
 
 #[inline(always)]
-fn settle(context: &SockAddrContext, v4: bool, answer: Result<SocketPeer, Reason>) -> i32 {
+fn settle(context: &SockAddrContext, v4: bool, request: &Request, answer: Result<SocketPeer, Reason>) -> i32 {
     match answer {
         Ok(peer) => {
             point_to(context, v4, &peer);
@@ -75,6 +76,7 @@ fn settle(context: &SockAddrContext, v4: bool, answer: Result<SocketPeer, Reason
         Err(reason @ (Reason::NoBackend | Reason::UnknownPort)) => {
             Maps.count(Reason::SocketRefused, 0);
             Maps.count(reason, 0);
+            monitor::turned_down(request, reason);
             // SAFETY: a plain value.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             REFUSE
@@ -90,6 +92,7 @@ fn bind(context: &SockAddrContext, v4: bool) -> i32 {
         return PROCEED;
     }
     Maps.count(Reason::BindRefused, 0);
+    monitor::turned_down(&request, Reason::BindRefused);
     // SAFETY: a plain value.
     unsafe { bpf_set_retval(-EADDRINUSE) };
     REFUSE
@@ -98,13 +101,13 @@ fn bind(context: &SockAddrContext, v4: bool) -> i32 {
 #[inline(always)]
 fn connect(context: &SockAddrContext, v4: bool) -> i32 {
     let Some(request) = request(context, v4) else { return PROCEED };
-    settle(context, v4, socket::connect(&Maps, &request))
+    settle(context, v4, &request, socket::connect(&Maps, &request))
 }
 
 #[inline(always)]
 fn send(context: &SockAddrContext, v4: bool) -> i32 {
     let Some(request) = request(context, v4) else { return PROCEED };
-    settle(context, v4, socket::send(&Maps, &request))
+    settle(context, v4, &request, socket::send(&Maps, &request))
 }
 
 #[inline(always)]

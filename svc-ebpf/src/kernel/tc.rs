@@ -16,7 +16,7 @@ use svc_ebpf::{Tables, reject};
 
 use super::maps::{Hook, Maps, may_reject, scratch};
 use super::sk_lookup::has_socket;
-use super::{at, pieces, route};
+use super::{at, monitor, pieces, route};
 
 /// Not judged here: the next program, or the stack, goes on with it.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -170,10 +170,13 @@ fn back(packet: &Skb<'_>, from: From) -> i32 {
 #[inline(never)]
 fn refuse(context: &TcContext, scratch: &Scratch, reason: Reason) -> i32 {
     let packet = &mut Skb(context);
+    // As it came: a rejection makes another packet of it.
+    let (bytes, ifindex) = (packet.size(), packet.ifindex());
     let verdict = match reason {
         Reason::NoBackend | Reason::UnknownPort | Reason::TooBig | Reason::HopLimit => {
             if !may_reject() {
                 Maps.count(Reason::RejectLimited, packet.size());
+                monitor::refused(&scratch.headers, Reason::RejectLimited, bytes, ifindex);
                 return DROP;
             }
             match reject::reject(packet, &scratch.headers, &scratch.hop, reason) {
@@ -203,6 +206,7 @@ fn refuse(context: &TcContext, scratch: &Scratch, reason: Reason) -> i32 {
         | Reason::BindRefused => NEXT,
     };
     Maps.count(reason, packet.size());
+    monitor::refused(&scratch.headers, reason, bytes, ifindex);
     verdict
 }
 

@@ -24,7 +24,7 @@ use crate::topology::{CONTROL_PLANE, Lab, SERVICE_CIDRS, lan_v4};
 
 pub use self::binaries::{
     directory as binaries_directory, helm as helm_binary, kube_proxy as kube_proxy_binary, kubectl as kubectl_binary,
-    kubernetes_version,
+    kubernetes_version, promtool as promtool_binary,
 };
 
 const ADDRESS: std::net::Ipv4Addr = lan_v4(0x02);

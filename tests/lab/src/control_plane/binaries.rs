@@ -1,4 +1,5 @@
-//! kube-apiserver, etcd, kube-proxy, kubectl and helm: where envtest looks for them, else built from their Go modules, once.
+//! kube-apiserver, etcd, kube-proxy, kubectl and helm: where envtest looks for them, else built from their Go modules, once. So is
+//! promtool.
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,10 @@ const PROGRAMS: [(&str, &str); 2] =
 const KUBE_PROXY: (&str, &str) = ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy");
 const KUBECTL: (&str, &str) = ("kubectl", "k8s.io/kubernetes/cmd/kubectl");
 const HELM: &str = "helm.sh/helm/v4";
+
+/// A module of its own: Prometheus and Kubernetes want different versions of what both use.
+const PROMTOOL_MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../promtool");
+const PROMETHEUS: &str = "github.com/prometheus/prometheus";
 
 /// That of kube-apiserver and etcd. Builds them where they are missing, which takes minutes.
 pub fn directory() -> Result<PathBuf> {
@@ -42,6 +47,18 @@ pub fn helm() -> Result<PathBuf> {
     ensure(&versioned()?, (&name, &format!("{HELM}/cmd/helm")))
 }
 
+/// Prometheus' own judge of metrics and rules.
+pub fn promtool() -> Result<PathBuf> {
+    let requirements =
+        fs::read_to_string(Path::new(PROMTOOL_MODULE).join("go.mod")).context("cannot read tests/promtool/go.mod")?;
+    let path = versioned()?.join(format!("promtool-{}", version(&requirements, PROMETHEUS)?));
+    if !path.exists() {
+        // Without the clouds that Prometheus finds its targets by.
+        build(PROMTOOL_MODULE, &["-tags", "remove_all_sd"], &format!("{PROMETHEUS}/cmd/promtool"), &path)?;
+    }
+    Ok(path)
+}
+
 fn beside(program: (&str, &str)) -> Result<PathBuf> {
     let assets = env::var_os("KUBEBUILDER_ASSETS").map(|assets| Path::new(&assets).join(program.0));
     match assets.filter(|path| path.is_file()) {
@@ -68,21 +85,23 @@ fn requirements() -> Result<String> {
 fn ensure(directory: &Path, (name, package): (&str, &str)) -> Result<PathBuf> {
     let path = directory.join(name);
     if !path.exists() {
-        build(package, &path)?;
+        build(MODULE, &[], package, &path)?;
     }
     Ok(path)
 }
 
-fn build(package: &str, target: &Path) -> Result<()> {
+fn build(module: &str, flags: &[&str], package: &str, target: &Path) -> Result<()> {
     let name = target.file_name().unwrap_or_default().display().to_string();
     eprintln!("  building {name}; this happens once and takes minutes");
     let start = Instant::now();
     // Under its final name only when it is whole: a build may be interrupted, or run twice at once.
     let unfinished = target.with_file_name(format!("{name}.{}", std::process::id()));
     let status = Command::new("go")
-        .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o"])
+        .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w"])
+        .args(flags)
+        .arg("-o")
         .args([unfinished.as_os_str(), package.as_ref()])
-        .current_dir(MODULE)
+        .current_dir(module)
         .env("CGO_ENABLED", "0")
         .status()
         .context("cannot start go: the control plane is built with Go 1.26; install it, or leave these tests out with --skip control-plane")?;
@@ -114,7 +133,7 @@ fn version<'a>(requirements: &'a str, module: &str) -> Result<&'a str> {
         words.len() >= 2 && words[0] == module && words[1].starts_with('v')
     });
     line.and_then(|line| line.split_whitespace().find(|word| word.starts_with('v')))
-        .with_context(|| format!("tests/control-plane/go.mod requires no {module}"))
+        .with_context(|| format!("go.mod requires no {module}"))
 }
 
 #[cfg(test)]
