@@ -151,6 +151,15 @@ impl Cluster {
         self.agents.remove(node.name).expect("no agent runs there").stop().unwrap();
     }
 
+    pub fn agent_pid(&self, node: &Node) -> u32 {
+        self.agents[node.name].process().pid()
+    }
+
+    /// All that an agent has written of itself.
+    pub fn agent_log(&self, node: &Node) -> String {
+        self.agents[node.name].log()
+    }
+
     pub fn control_plane(&mut self) -> (&mut ControlPlane, &Lab) {
         match &mut self.source {
             Source::ControlPlane(control_plane) => (control_plane, &self.lab),

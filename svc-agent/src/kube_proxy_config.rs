@@ -12,11 +12,15 @@ use serde_json::Value;
 
 use crate::cidrs::DetectLocalMode;
 use crate::cli::timeouts::TimeoutArgs;
+use crate::go_duration;
 use crate::plan::NodePortAddresses;
 
 /// Kube-proxy's ports for health and for metrics.
 pub const HEALTHZ_PORT: u16 = 10256;
 pub const METRICS_PORT: u16 = 10249;
+
+/// The one of kube-proxy's feature gates that svc has.
+pub const EXTERNAL_IPS_GATE: &str = "AllowServiceExternalIPs";
 
 /// What counts of the file. None, or empty: the file does not say.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -31,6 +35,8 @@ pub struct KubeProxyConfig {
     pub interface_name_prefix: Option<String>,
     pub nodeport_addresses: Option<NodePortAddresses>,
     pub masquerade_all: Option<bool>,
+    /// The feature gate AllowServiceExternalIPs (KEP-5707).
+    pub external_ips: Option<bool>,
     pub min_sync_period: Option<Duration>,
     pub sync_period: Option<Duration>,
     pub oom_score_adj: Option<i32>,
@@ -60,7 +66,8 @@ const FIELDS: [(&str, Use); 56] = [
     ("kind", Use::Taken),
     // Not the file's own, but what kubectl and kind write.
     ("metadata", Use::Taken),
-    ("featureGates", Use::No("svc has no feature gates")),
+    // Each gate for itself, see `gates`.
+    ("featureGates", Use::Taken),
     ("clientConnection.kubeconfig", Use::Taken),
     ("clientConnection.acceptContentTypes", Use::No(CLIENT)),
     ("clientConnection.contentType", Use::No(CLIENT)),
@@ -160,7 +167,7 @@ pub fn parse(text: &str) -> anyhow::Result<(KubeProxyConfig, Vec<String>)> {
         cluster_cidr: file.cidrs("clusterCIDR")?,
         detect_local_mode: file
             .text("detectLocalMode")?
-            .map(|mode| mode.parse().map_err(|error: String| anyhow::anyhow!("detectLocalMode: {error}")))
+            .map(|mode| mode.parse().map_err(|_| anyhow::anyhow!("detectLocalMode: {mode:?} is no mode of kube-proxy")))
             .transpose()?,
         bridge_interface: file.text("detectLocal.bridgeInterface")?,
         interface_name_prefix: file.text("detectLocal.interfaceNamePrefix")?,
@@ -169,6 +176,7 @@ pub fn parse(text: &str) -> anyhow::Result<(KubeProxyConfig, Vec<String>)> {
             .map(|list| list.join(",").parse().map_err(|error: String| anyhow::anyhow!("nodePortAddresses: {error}")))
             .transpose()?,
         masquerade_all: file.get(&of_section("masqueradeAll"))?,
+        external_ips: file.gates(&mut warnings)?,
         min_sync_period: file.duration(&of_section("minSyncPeriod"))?,
         sync_period: file.duration(&of_section("syncPeriod"))?,
         oom_score_adj: file.get("oomScoreAdj")?,
@@ -228,14 +236,34 @@ impl File {
         }
     }
 
+    /// What the one gate says that has a meaning here. Unlike a field, a gate that is false is set; one that svc does not have
+    /// is off.
+    fn gates(&self, warnings: &mut Vec<String>) -> anyhow::Result<Option<bool>> {
+        let gates = match self.0.get("featureGates") {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::Object(gates)) => gates,
+            Some(other) => bail!("featureGates: {other} is no map of gates"),
+        };
+        let mut external_ips = None;
+        for (name, value) in gates {
+            let on =
+                value.as_bool().with_context(|| format!("featureGates.{name}: {value} is neither true nor false"))?;
+            if name == EXTERNAL_IPS_GATE {
+                external_ips = Some(on);
+            } else if on {
+                warnings.push(format!("featureGates.{name}: svc has no such feature gate"));
+            }
+        }
+        Ok(external_ips)
+    }
+
     fn text(&self, path: &str) -> anyhow::Result<Option<String>> {
         self.get(path)
     }
 
     fn duration(&self, path: &str) -> anyhow::Result<Option<Duration>> {
-        let duration: Option<kube::core::Duration> = self.get(path)?;
-        ensure!(duration.is_none_or(|duration| !duration.is_negative()), "{path}: it is negative");
-        Ok(duration.map(Into::into))
+        let text = self.text(path)?;
+        text.map(|text| go_duration::parse(&text).map_err(|error| anyhow::anyhow!("{path}: {error}"))).transpose()
     }
 
     fn address(&self, path: &str) -> anyhow::Result<Option<IpAddr>> {
@@ -310,7 +338,7 @@ mod tests {
             "clientConnection: { kubeconfig: /k }\nhostnameOverride: node-a\nhealthzBindAddress: 192.0.2.1\n\
              metricsBindAddress: ':1'\nclusterCIDR: ' 10.1.0.0/16,fd00::/64'\ndetectLocalMode: BridgeInterface\n\
              detectLocal: { bridgeInterface: cni0, interfaceNamePrefix: veth }\nnodePortAddresses: [primary]\n\
-             conntrack: { udpTimeout: 45s }\nmode: nftables\nnftables: { masqueradeAll: true, minSyncPeriod: 500ms, syncPeriod: 1m30s }\noomScoreAdj: -999\n",
+             conntrack: { udpTimeout: 45s }\nfeatureGates: { AllowServiceExternalIPs: false }\nmode: nftables\nnftables: { masqueradeAll: true, minSyncPeriod: 500ms, syncPeriod: 1m30s }\noomScoreAdj: -999\n",
         )
         .unwrap();
         let expected = KubeProxyConfig {
@@ -324,6 +352,7 @@ mod tests {
             interface_name_prefix: Some("veth".to_owned()),
             nodeport_addresses: Some(NodePortAddresses::Primary),
             masquerade_all: Some(true),
+            external_ips: Some(false),
             min_sync_period: Some(Duration::from_millis(500)),
             sync_period: Some(Duration::from_secs(90)),
             oom_score_adj: Some(-999),
@@ -335,7 +364,8 @@ mod tests {
     #[rstest]
     #[case::conntrack("conntrack: { min: 131072, tcpBeLiberal: true }", &["conntrack.min", "conntrack.tcpBeLiberal"])]
     #[case::ipvs("mode: ipvs\nipvs: { strictARP: true, scheduler: rr }", &["ipvs.scheduler", "ipvs.strictARP"])]
-    #[case::gates("featureGates: { SupportIPVSProxyMode: true }", &["featureGates"])]
+    #[case::gates("featureGates: { SupportIPVSProxyMode: true }", &["featureGates.SupportIPVSProxyMode"])]
+    #[case::a_gate_that_is_off("featureGates: { SupportIPVSProxyMode: false, AllowServiceExternalIPs: true }", &[])]
     #[case::another_mode("mode: nftables\niptables: { syncPeriod: 5s }", &["iptables.syncPeriod"])]
     #[case::bind_address("bindAddress: 192.0.2.1", &["bindAddress"])]
     #[case::marks("iptables: { masqueradeBit: 14 }", &["iptables.masqueradeBit"])]
@@ -360,9 +390,43 @@ mod tests {
     #[case::node_ports("nodePortAddresses: [everywhere]", "nodePortAddresses")]
     #[case::port("healthzBindAddress: localhost", "healthzBindAddress")]
     #[case::mode("mode: kernelspace", "mode")]
+    #[case::gate("featureGates: { AllowServiceExternalIPs: 0 }", "featureGates.AllowServiceExternalIPs")]
+    #[case::gates("featureGates: 5", "featureGates")]
     fn an_error_names_its_field(#[case] fields: &str, #[case] name: &str) {
         let error = format!("{:#}", parsed(fields).unwrap_err());
         assert!(error.contains(name), "{error}");
+    }
+
+    /// The first table of docs/operations.md below this heading, its first column.
+    fn documented() -> Vec<&'static str> {
+        let document = include_str!("../../docs/operations.md");
+        let (_, section) = document.split_once("\n## Kube-proxy's configuration\n").unwrap();
+        let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+        rows.skip(2).map(|row| row.split('|').nth(1).unwrap().trim()).collect()
+    }
+
+    #[test]
+    fn every_field_that_has_a_meaning_is_documented_and_every_documented_one_exists() {
+        let rows = documented();
+        let words: Vec<&str> = rows
+            .iter()
+            .filter(|row| **row != "every other field")
+            .flat_map(|row| row.split(" of the section").next().unwrap().split([',', ':', ' ']))
+            .flat_map(|path| path.split('.'))
+            .filter(|word| !word.is_empty())
+            .collect();
+        // What says which file it is.
+        let head = ["apiVersion", "kind", "metadata", "mode"];
+        for (path, use_) in FIELDS {
+            let name = path.rsplit('.').next().unwrap();
+            if !matches!(use_, Use::No(_)) && !head.contains(&path) {
+                assert!(words.iter().any(|word| *word == name || path.starts_with(&format!("{word}."))), "{path}");
+            }
+        }
+        for word in words {
+            let is_part = |path: &str| path.split('.').any(|part| part == word);
+            assert!(word == EXTERNAL_IPS_GATE || FIELDS.iter().any(|(path, _)| is_part(path)), "{word}");
+        }
     }
 
     #[rstest]

@@ -14,6 +14,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod diff;
 pub mod filters;
+pub mod go_duration;
 pub mod health;
 pub mod histogram;
 pub mod host;

@@ -25,6 +25,8 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub const ALL: [Reason; 3] = [Reason::AddressConflict, Reason::EndpointRefused, Reason::HealthCheckFailed];
+
     pub const fn label(self) -> &'static str {
         match self {
             Reason::AddressConflict => "ServiceAddressConflict",

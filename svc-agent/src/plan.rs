@@ -170,7 +170,8 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
     }
     let mut seen = BTreeSet::new();
     plan.cluster_ips = frontend_addresses("clusterIP", &service.cluster_ips, &mut plan.warnings);
-    let external_ips = frontend_addresses("externalIP", &service.external_ips, &mut plan.warnings);
+    let external_ips = if here.external_ips { service.external_ips.as_slice() } else { &[] };
+    let external_ips = frontend_addresses("externalIP", external_ips, &mut plan.warnings);
     let balancer_ips = frontend_addresses("load balancer address", &service.load_balancer_ips, &mut plan.warnings);
 
     for port in &service.ports {
@@ -481,7 +482,7 @@ mod tests {
         }
     }
 
-    const HERE: Here<'_> = Here { node: "a", zone: None, addresses: &[] };
+    const HERE: Here<'_> = Here { node: "a", zone: None, addresses: &[], external_ips: true };
 
     fn addresses(targets: &[Target]) -> Vec<String> {
         targets.iter().map(|target| target.addr.to_string()).collect()
@@ -574,6 +575,15 @@ mod tests {
             ("[2001:db8::2]:80/TCP", FRONTEND_LOAD_BALANCER | local),
         ];
         assert_eq!(found, expected.map(|(text, flags)| (text.to_owned(), flags)));
+    }
+
+    #[test]
+    fn external_ips_are_no_frontends_where_they_are_not_to_count_and_a_balancers_addresses_are() {
+        let mut service = service();
+        service.external_ips = vec![ip("192.0.2.1"), ip("192.0.2.2")];
+        service.load_balancer_ips = vec![ip("192.0.2.2")];
+        let plan = plan(&service, &[], Here { external_ips: false, ..HERE });
+        assert_eq!(frontends(&plan), ["10.96.0.10:80/TCP", "192.0.2.2:80/TCP", "[fd00:96::10]:80/TCP"]);
     }
 
     #[rstest]

@@ -38,6 +38,8 @@ pub struct Config {
     pub pods: PodDetector,
     /// Every connection to a ClusterIP takes an address of the node as its source.
     pub masquerade_all: bool,
+    /// Services' externalIPs count.
+    pub external_ips: bool,
     /// Connections that are under way already are left alone.
     pub take_over: bool,
     pub limits: Limits,
@@ -279,7 +281,7 @@ impl<D: Dataplane> Reconciler<D> {
         changes.services.extend(desired.take_starved());
         let zone = self.store.node().and_then(|node| node.zone.as_deref());
         let addresses = self.store.node().map(|node| node.primary.as_slice()).unwrap_or_default();
-        let here = Here { node: &self.config.node_name, zone, addresses };
+        let here = Here { node: &self.config.node_name, zone, addresses, external_ips: self.config.external_ips };
         for name in changes.services {
             let planned = match self.store.service(&name) {
                 Some(service) => plan(service, &self.store.slices_of(&name).collect::<Vec<_>>(), here),

@@ -22,6 +22,8 @@ pub struct Here<'a> {
     pub zone: Option<&'a str>,
     /// Its primary addresses, at most one a family.
     pub addresses: &'a [IpAddr],
+    /// Services' externalIPs count.
+    pub external_ips: bool,
 }
 
 /// Endpoints by their index among the candidates, ascending.

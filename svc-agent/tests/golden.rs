@@ -23,6 +23,7 @@ fn maps_of(file: &str) -> String {
         nodeport_addresses: NodePortAddresses::All,
         pods: PodDetector::NodeCidr,
         masquerade_all: false,
+        external_ips: true,
         take_over: false,
         limits: Limits { services: 100, backends: 100, source_ranges: 100, frontends: 100, addresses: 100 },
         pace: Pace::default(),

@@ -34,6 +34,7 @@ fn config(limits: Limits) -> Config {
         nodeport_addresses: NodePortAddresses::All,
         pods: PodDetector::NodeCidr,
         masquerade_all: false,
+        external_ips: true,
         take_over: false,
         limits,
         pace: Pace::default(),

@@ -26,6 +26,7 @@ fn config(pace: Pace) -> Config {
         nodeport_addresses: NodePortAddresses::All,
         pods: PodDetector::None,
         masquerade_all: false,
+        external_ips: true,
         take_over: false,
         limits: Limits { services: 10, backends: 10, source_ranges: 100, frontends: 100, addresses: 100 },
         pace,

@@ -2,6 +2,7 @@
 mod chart;
 mod image;
 mod installed;
+mod policies;
 mod procedures;
 mod prometheus;
 mod render;

@@ -145,6 +145,32 @@ pub fn rp_filter(proc: &Path, uplinks: &[Uplink]) -> Finding {
     }
 }
 
+/// With route_localnet the stack takes packets for 127.0.0.0/8 from other hosts (CVE-2020-8558). kube-proxy's iptables mode
+/// turns it on and leaves it on; svc has no use for it. `proc`: where procfs is mounted.
+pub fn route_localnet(proc: &Path, uplinks: &[Uplink]) -> Finding {
+    const CHECK: &str = "route_localnet";
+    let is_on = |name: &str| {
+        let text = setting(proc, &format!("ipv4/conf/{name}/route_localnet"));
+        text.is_some_and(|text| text != "0")
+    };
+    let own = uplinks.iter().filter(|uplink| uplink.v4).map(|uplink| uplink.name.as_str());
+    let on: Vec<&str> = ["all"].into_iter().chain(own).filter(|name| is_on(name)).collect();
+    if on.is_empty() {
+        return Finding::ok(CHECK, "off");
+    }
+    Finding::warning(
+        CHECK,
+        format!(
+            "on for {}: neighbours reach what listens on 127.0.0.1 only, unless a firewall such as the kubelet's is in the way",
+            on.join(", ")
+        ),
+        on.iter()
+            .map(|name| format!("sysctl -w net.ipv4.conf.{}.route_localnet=0", name.replace('.', "/")))
+            .collect::<Vec<_>>()
+            .join("; "),
+    )
+}
+
 pub fn source_ports() -> Finding {
     const CHECK: &str = "source_ports";
     match host::source_ports() {
@@ -220,5 +246,22 @@ mod tests {
         let uplinks = [uplink("eth0", 1500), uplink("eth1", 1500)];
         let finding = rp_filter(proc.path(), &uplinks[..count]);
         assert_eq!(finding.result, expected, "{finding:?}");
+    }
+
+    #[rstest]
+    #[case::off("0", "0", &[])]
+    #[case::everywhere("1", "0", &["all"])]
+    #[case::on_an_uplink("0", "1", &["eth0"])]
+    #[case::both("1", "1", &["all", "eth0"])]
+    fn the_loopback_networks_way_in_is_named_where_it_is_open(
+        #[case] all: &str,
+        #[case] own: &str,
+        #[case] on: &[&str],
+    ) {
+        let settings = [("ipv4/conf/all/route_localnet", all), ("ipv4/conf/eth0/route_localnet", own)];
+        let finding = route_localnet(proc(&settings).path(), &[uplink("eth0", 1500)]);
+        let remedies: Vec<String> =
+            on.iter().map(|name| format!("sysctl -w net.ipv4.conf.{name}.route_localnet=0")).collect();
+        assert_eq!(finding.remedy.unwrap_or_default(), remedies.join("; "));
     }
 }

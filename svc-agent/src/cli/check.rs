@@ -62,6 +62,7 @@ pub(super) fn findings(args: &run::Args) -> Vec<Finding> {
         findings.push(network::mtu(&uplinks));
         findings.push(network::forwarding(proc, &uplinks));
         findings.push(network::rp_filter(proc, &uplinks));
+        findings.push(network::route_localnet(proc, &uplinks));
     }
     findings.push(network::source_ports());
     let (found, effective) = configuration(args);

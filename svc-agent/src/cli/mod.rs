@@ -8,6 +8,7 @@ pub mod completions;
 #[cfg(test)]
 pub(crate) mod example;
 pub mod flows;
+mod log;
 pub mod man;
 pub mod maps;
 pub mod monitor;
@@ -22,7 +23,6 @@ pub mod timeouts;
 pub mod top;
 pub mod trace;
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -153,11 +153,7 @@ impl Cli {
             _ => "debug,svc_agent=trace",
         };
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-        match self.log_format {
-            LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-            LogFormat::Json => log.json().flatten_event(true).init(),
-        }
+        log::start(filter, self.log_format);
     }
 }
 

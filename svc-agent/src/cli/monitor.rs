@@ -16,8 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::namespaces::Namespaces;
 use super::print::escape;
-use super::run::duration;
 use super::selector::Selector;
+use crate::go_duration;
 use crate::inspect::Pins;
 use crate::monitor::filter::{self, KindFlag};
 use crate::monitor::line::{Line, Lost, Names, boot};
@@ -56,7 +56,7 @@ pub struct Args {
     count: Option<u64>,
 
     /// End after this time [default: at Ctrl-C].
-    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = go_duration::parse)]
     time: Option<Duration>,
 
     /// Where maps, programs and links are pinned.

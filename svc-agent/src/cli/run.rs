@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::cidrs::{DetectLocalMode, PodDetector};
 use crate::dataplane::{Dataplane as _, Settings, SocketLb, TcMode, XdpMode, aya};
 use crate::inspect::{MAPS, Pins};
-use crate::kube_proxy_config::{self, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT};
+use crate::kube_proxy_config::{self, EXTERNAL_IPS_GATE, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT};
 use crate::metrics::Exporter;
 use crate::netns::Places;
 use crate::notes::Notes;
@@ -28,7 +28,7 @@ use crate::source::servers::{Access, Servers};
 use crate::source::{addresses, kubernetes, manifests};
 use crate::stale_sockets::Departures;
 use crate::status::Status;
-use crate::{health, host, metrics, next_hops, notes, serve, service_health, stale_sockets, sweep};
+use crate::{go_duration, health, host, metrics, next_hops, notes, serve, service_health, stale_sockets, sweep};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
@@ -119,6 +119,10 @@ pub struct Args {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     masquerade_all: Option<bool>,
 
+    /// Serve Services' externalIPs; false where their authors are not trusted with addresses [default: true].
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    external_ips: Option<bool>,
+
     /// Leave connections alone that began before: while kube-proxy's are under way.
     #[arg(long)]
     take_over: bool,
@@ -161,22 +165,16 @@ pub struct Args {
 
     /// The least time between two writes to the kernel: what changes meanwhile goes together in the next one [default:
     /// 0s].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = go_duration::parse)]
     min_sync_period: Option<Duration>,
 
     /// How often the kernel's maps and links are compared with what they should be, and repaired [default: 30s].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = go_duration::parse)]
     sync_period: Option<Duration>,
 }
 
-/// As Go writes it: 30s, 1m30s, 500ms.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let duration: kube::core::Duration = text.parse().map_err(|error| format!("{error}: say it as 30s or 1m30s"))?;
-    if duration.is_negative() { Err("it is negative".to_owned()) } else { Ok(duration.into()) }
-}
-
 /// What flags and the configuration file say together, flags first, and else the defaults.
-pub(super) struct Effective {
+pub(crate) struct Effective {
     pub(super) node_name: String,
     pub(super) healthz_bind_address: SocketAddr,
     pub(super) metrics_bind_address: SocketAddr,
@@ -185,6 +183,7 @@ pub(super) struct Effective {
     bridge_interface: Option<String>,
     interface_name_prefix: Option<String>,
     masquerade_all: bool,
+    external_ips: bool,
     nodeport_addresses: NodePortAddresses,
     min_sync_period: Duration,
     sync_period: Duration,
@@ -193,7 +192,7 @@ pub(super) struct Effective {
 }
 
 impl Effective {
-    pub(super) fn new(args: &Args, file: KubeProxyConfig) -> anyhow::Result<Self> {
+    pub(crate) fn new(args: &Args, file: KubeProxyConfig) -> anyhow::Result<Self> {
         let name = |name: Option<String>| name.map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty());
         let node_name = name(args.node_name.clone()).or_else(|| name(file.hostname_override)).or_else(host_name);
         let pace = Pace::default();
@@ -213,6 +212,7 @@ impl Effective {
             bridge_interface: args.pod_bridge_interface.clone().or(file.bridge_interface),
             interface_name_prefix: args.pod_interface_name_prefix.clone().or(file.interface_name_prefix),
             masquerade_all: args.masquerade_all.or(file.masquerade_all).unwrap_or_default(),
+            external_ips: args.external_ips.or(file.external_ips).unwrap_or(true),
             nodeport_addresses: args.nodeport_addresses.clone().or(file.nodeport_addresses).unwrap_or_default(),
             min_sync_period: args.min_sync_period.or(file.min_sync_period).unwrap_or(pace.min_sync_period),
             sync_period: args.sync_period.or(file.sync_period).unwrap_or(pace.sync_period),
@@ -227,7 +227,7 @@ impl Effective {
     }
 
     /// As kube-proxy's /configz has it.
-    fn configz(&self) -> String {
+    pub(crate) fn configz(&self) -> String {
         let list = |items: &[IpNet]| items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         // As Go writes it.
         let duration = |duration: Duration| match duration {
@@ -238,6 +238,7 @@ impl Effective {
         json!({ "kubeproxy.config.k8s.io": {
             "kind": "KubeProxyConfiguration",
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "featureGates": { EXTERNAL_IPS_GATE: self.external_ips },
             "clientConnection": { "kubeconfig": self.kubeconfig.clone().unwrap_or_default() },
             "hostnameOverride": self.node_name,
             "healthzBindAddress": self.healthz_bind_address,
@@ -265,7 +266,7 @@ impl Effective {
         .to_string()
     }
 
-    pub(super) fn pod_detector(&self) -> anyhow::Result<PodDetector> {
+    pub(crate) fn pod_detector(&self) -> anyhow::Result<PodDetector> {
         let mode = self.detect_local_mode;
         let needed = |text: &Option<String>, flag: &str| {
             text.clone().with_context(|| format!("--detect-local-mode {} needs {flag}", mode.label()))
@@ -404,6 +405,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         nodeport_addresses: effective.nodeport_addresses.clone(),
         pods,
         masquerade_all: effective.masquerade_all,
+        external_ips: effective.external_ips,
         take_over: args.take_over,
         limits: dataplane.limits(),
         pace: Pace { min_sync_period: effective.min_sync_period, sync_period: effective.sync_period },

@@ -4,29 +4,29 @@ use std::time::Duration;
 use anyhow::ensure;
 use svc_common::flow::Timeouts;
 
-use super::run::duration;
+use crate::go_duration;
 
 /// None, or 0: as the configuration file says, or the default.
 #[derive(clap::Args, Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TimeoutArgs {
     /// How long an established TCP flow lives without a packet [default: 24h].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = go_duration::parse)]
     pub conntrack_tcp_timeout_established: Option<Duration>,
 
     /// A TCP flow of which one side has ended [default: 1h].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = go_duration::parse)]
     pub conntrack_tcp_timeout_close_wait: Option<Duration>,
 
     /// A UDP flow with packets one way only [default: 30s].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = go_duration::parse)]
     pub conntrack_udp_timeout: Option<Duration>,
 
     /// A UDP flow with packets both ways [default: 2m].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = go_duration::parse)]
     pub conntrack_udp_timeout_stream: Option<Duration>,
 
     /// An established SCTP flow; kube-proxy has no such flag [default: 3m30s].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = go_duration::parse)]
     pub conntrack_sctp_timeout_established: Option<Duration>,
 }
 

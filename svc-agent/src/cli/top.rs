@@ -8,8 +8,8 @@ use anyhow::{Context as _, ensure};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use svc_common::map::cluster_set;
 
-use super::run::duration;
 use crate::dataplane::State;
+use crate::go_duration;
 use crate::inspect::Pins;
 use crate::plan::PortName;
 use crate::top::model::{Input, Model, Sort};
@@ -22,7 +22,7 @@ const SHORTEST: Duration = Duration::from_millis(500);
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Between two looks at the kernel, 500ms or longer.
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "2s")]
+    #[arg(long, value_name = "DURATION", value_parser = go_duration::parse, default_value = "2s")]
     interval: Duration,
 
     /// Where maps, programs and links are pinned.

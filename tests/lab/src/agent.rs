@@ -80,6 +80,11 @@ impl Agent {
         &self.process
     }
 
+    /// All that it and its predecessors on this node have written.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     pub fn log_tail(&self) -> String {
         log_tail(&self.log)
     }

@@ -1,6 +1,7 @@
 //! What is compared: scenarios, each some objects and the probes sent while they are in force.
 mod backends;
 mod changes;
+mod conflicts;
 mod frontends;
 mod odd;
 mod policies;
@@ -77,13 +78,14 @@ type Build = fn(u8) -> Scenario;
 const SECOND: u8 = 120;
 
 pub fn all() -> Vec<Scenario> {
-    let lists: [&[Build]; 6] = [
+    let lists: [&[Build]; 7] = [
         backends::SCENARIOS,
         frontends::SCENARIOS,
         policies::SCENARIOS,
         topology::SCENARIOS,
         odd::SCENARIOS,
         changes::SCENARIOS,
+        conflicts::SCENARIOS,
     ];
     lists.concat().into_iter().zip(1..SECOND).map(|(build, number)| build(number)).collect()
 }

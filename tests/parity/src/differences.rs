@@ -69,6 +69,12 @@ pub const ALL: &[Difference] = &[
         },
     },
     Difference {
+        what: "two Services that claim one external address and port",
+        modes: BOTH,
+        // a1 is the older one's.
+        accepts: |row| row.probe.by_chance && row.kube_proxy.is_answered_by("either") && row.svc.is_answered_by("a1"),
+    },
+    Difference {
         what: "an address that the backend sees",
         modes: BOTH,
         accepts: |row| {

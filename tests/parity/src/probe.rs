@@ -58,6 +58,8 @@ pub struct Probe {
     /// The Service is the scenario's second one.
     pub second: bool,
     pub source_port: Option<u16>,
+    /// Which of two Services kube-proxy sends it to is a matter of chance.
+    pub by_chance: bool,
 }
 
 /// Everyone asks everything.
@@ -66,7 +68,16 @@ pub fn probes(number: u8, from: &[&'static str], over: &[Over], to: &[To]) -> Ve
     for &from in from {
         for &over in over {
             for &to in to {
-                probes.push(Probe { from, over, to, number, sticky: false, second: false, source_port: None });
+                probes.push(Probe {
+                    from,
+                    over,
+                    to,
+                    number,
+                    sticky: false,
+                    second: false,
+                    source_port: None,
+                    by_chance: false,
+                });
             }
         }
     }
@@ -82,6 +93,11 @@ impl Probe {
     /// All datagrams are one flow, across the steps of a scenario too.
     pub fn one_flow(self, port: u16) -> Self {
         Probe { source_port: Some(port), ..self }
+    }
+
+    /// Two Services claim the address.
+    pub fn by_chance(self) -> Self {
+        Probe { by_chance: true, ..self }
     }
 
     /// For a scenario that has two Services, so that the rows' names differ.

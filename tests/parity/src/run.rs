@@ -103,7 +103,7 @@ impl Run {
             }
             self.wait_until_in_force(manifests)?;
             let rows = scenarios.iter().flat_map(|scenario| scenario.rows(step)).collect::<Vec<_>>();
-            verdicts.extend(self.probe(step, &rows)?);
+            verdicts.extend(self.probe(proxy, step, &rows)?);
         }
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Run {
     }
 
     /// All hosts ask at once.
-    fn probe(&self, step: usize, rows: &[(String, &Probe)]) -> Result<Verdicts> {
+    fn probe(&self, proxy: Proxy, step: usize, rows: &[(String, &Probe)]) -> Result<Verdicts> {
         let mut by_host: BTreeMap<&str, Vec<&(String, &Probe)>> = BTreeMap::new();
         for row in rows {
             by_host.entry(row.1.from).or_default().push(row);
@@ -143,8 +143,9 @@ impl Run {
             let ask = |host: &str, rows: &[&(String, &Probe)]| -> Result<Verdicts> {
                 let questions: Vec<Question> = rows.iter().map(|(_, probe)| probe.question(step)).collect();
                 let answers = self.lab.probe(host, &questions)?;
-                let verdict =
-                    |((name, probe), answers): (&(String, &Probe), _)| (name.clone(), Verdict::of(probe, answers));
+                let verdict = |((name, probe), answers): (&(String, &Probe), _)| {
+                    (name.clone(), Verdict::of(proxy, probe, answers))
+                };
                 Ok(rows.iter().copied().zip(&answers).map(verdict).collect())
             };
             let asking: Vec<_> = by_host.iter().map(|(host, rows)| scope.spawn(move || ask(host, rows))).collect();

@@ -9,6 +9,7 @@ use svc_lab::probe::Answers;
 use svc_lab::topology::{BACKENDS, CLIENT, NODES, OUTSIDE, addresses};
 
 use crate::probe::Probe;
+use crate::proxy::Proxy;
 
 /// Written `a1<client b1<node-a refused`: these backends answered, and whom each saw; failures stand by themselves.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -19,11 +20,16 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    pub fn of(probe: &Probe, answers: &Answers) -> Self {
+    pub fn of(proxy: Proxy, probe: &Probe, answers: &Answers) -> Self {
         let mut verdict = Verdict::default();
         let one = probe.sticky && answers.answered.len() == 1;
+        let either = probe.by_chance && proxy != Proxy::Svc;
         for (backend, peers) in &answers.answered {
-            let name = if one { "one" } else { backend };
+            let name = match backend.as_str() {
+                "a1" | "b1" if either => "either",
+                _ if one => "one",
+                other => other,
+            };
             let sources = verdict.answered.entry(name.to_owned()).or_default();
             sources.extend(peers.iter().map(|peer| source(probe.from, *peer)));
         }
@@ -34,6 +40,11 @@ impl Verdict {
     /// The same backends and the same failures, whatever the backends saw.
     pub fn same_outcome(&self, other: &Self) -> bool {
         self.answered.keys().eq(other.answered.keys()) && self.failed == other.failed
+    }
+
+    /// This backend answers, and nothing fails.
+    pub fn is_answered_by(&self, backend: &str) -> bool {
+        self.failed.is_empty() && self.answered.keys().eq([backend])
     }
 
     /// Nobody answers, and nobody says so.
