@@ -14,6 +14,8 @@ pub mod dataplane;
 pub mod desired;
 pub mod diff;
 pub mod filters;
+#[cfg(test)]
+mod fuzz;
 pub mod go_duration;
 pub mod health;
 pub mod histogram;

@@ -63,3 +63,42 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Lint(options) => lint::run(&options),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENTS: [&str; 6] = [
+        include_str!("../../README.md"),
+        include_str!("../../CONTRIBUTING.md"),
+        include_str!("../../docs/benchmarks.md"),
+        include_str!("../../docs/operations.md"),
+        include_str!("../../docs/parity.md"),
+        include_str!("../../deploy/kind/README.md"),
+    ];
+
+    /// Lines of indented blocks, and what stands between backticks.
+    fn code(document: &'static str) -> impl Iterator<Item = &'static str> {
+        let is_block = |line: &&str| line.starts_with("    ");
+        let blocks = document.lines().filter(is_block).map(str::trim);
+        blocks.chain(
+            document.lines().filter(move |line| !is_block(line)).flat_map(|line| line.split('`').skip(1).step_by(2)),
+        )
+    }
+
+    #[test]
+    fn every_command_of_the_documents_is_one() {
+        let mut seen = 0;
+        for line in DOCUMENTS.into_iter().flat_map(code).filter(|line| line.starts_with("cargo xtask ")) {
+            let line = line.split(" #").next().unwrap_or_default().replace(['[', ']'], "").replace("...", "");
+            // A number stands for what is to be put in.
+            let is_placeholder = |word: &str| word.chars().all(|character| character.is_ascii_uppercase());
+            let words = line.split_whitespace().skip(1).map(|word| if is_placeholder(word) { "1" } else { word });
+            if let Err(error) = Options::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+            seen += 1;
+        }
+        assert!(seen > 15, "{seen}");
+    }
+}

@@ -297,7 +297,7 @@ pub fn parse(text: &str) -> Result<(Objects, Vec<Fault>), Fault> {
         if header.kind().ends_with("v1/List") {
             let list: Items = read(document, first_line).map_err(named)?.unwrap_or_default();
             for item in list.items {
-                let header: Header = serde_json::from_value(item.clone()).map_err(|error| fault(&error.to_string()))?;
+                let header: Header = typed(item.clone()).map_err(|problem| fault(&problem))?;
                 let outcome = add(&mut objects, &header, Source::Item(item));
                 ignored.extend(at(outcome, &header, first_line)?);
             }
@@ -333,7 +333,7 @@ impl Source<'_> {
             Source::Document(text, first_line) => {
                 read(text, first_line)?.ok_or_else(|| fault("the document is empty".to_owned()))
             }
-            Source::Item(value) => serde_json::from_value(value).map_err(|error| fault(error.to_string())),
+            Source::Item(value) => typed(value).map_err(fault),
         }
     }
 }
@@ -360,7 +360,7 @@ fn add(objects: &mut Objects, header: &Header, source: Source<'_>) -> Result<boo
                 return Ok(true);
             }
             let slice = decode::slice(&object)
-                .ok_or_else(|| fault(&format!("it has no label {}", decode::SERVICE_NAME_LABEL)))?;
+                .ok_or_else(|| fault(&format!("it has no {} among its metadata.labels", decode::SERVICE_NAME_LABEL)))?;
             known(objects.slices.iter().map(|other| &other.name), &slice.name)?;
             objects.slices.push(slice);
         }
@@ -387,7 +387,7 @@ fn is_ours(header: &Header) -> bool {
 
 fn known<'a>(mut names: impl Iterator<Item = &'a ObjectName>, name: &ObjectName) -> Result<(), Fault> {
     if names.any(|other| other == name) {
-        return Err(Fault { line: 0, object: None, problem: "it stands in this file twice".to_owned() });
+        return Err(Fault { line: 0, object: None, problem: "its metadata.name stands in this file twice".to_owned() });
     }
     Ok(())
 }
@@ -402,9 +402,24 @@ fn read<T: DeserializeOwned>(document: &str, first_line: u64) -> Result<Option<T
         return Ok(None);
     }
     let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(document, options).map(Some).map_err(|error| {
-        let line = error.location().map_or(0, |location| location.line().saturating_sub(1));
-        Fault { line: first_line + line, object: None, problem: error.to_string() }
+    let error = match serde_saphyr::from_str_with_options(document, options.clone()) {
+        Ok(object) => return Ok(Some(object)),
+        Err(error) => error,
+    };
+    let line = first_line + error.location().map_or(0, |location| location.line().saturating_sub(1));
+    let fault = |problem: String| Fault { line, object: None, problem };
+    // What is YAML, and yet not what it should be, is told as of an item of a List: with the field.
+    match serde_saphyr::from_str_with_options::<Value>(document, options) {
+        Ok(value) => typed(value).map(Some).map_err(fault),
+        Err(_) => Err(fault(error.to_string())),
+    }
+}
+
+/// The error names the field: `spec.ports[0].port: invalid type: ...`.
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        if path == "." { error.into_inner().to_string() } else { error.to_string() }
     })
 }
 
