@@ -2,10 +2,10 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use crate::go;
 
 const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../control-plane");
 const PROGRAMS: [(&str, &str); 2] =
@@ -38,7 +38,7 @@ pub fn kubectl() -> Result<PathBuf> {
 
 /// helm, which has versions of its own.
 pub fn helm() -> Result<PathBuf> {
-    let name = format!("helm-{}", version(&requirements()?, HELM)?);
+    let name = format!("helm-{}", go::version(&requirements()?, HELM)?);
     ensure(&versioned()?, (&name, &format!("{HELM}/cmd/helm")))
 }
 
@@ -52,11 +52,11 @@ fn beside(program: (&str, &str)) -> Result<PathBuf> {
 
 /// The version of Kubernetes that is built.
 pub fn kubernetes_version() -> Result<String> {
-    version(&requirements()?, "k8s.io/kubernetes").map(str::to_owned)
+    go::version(&requirements()?, "k8s.io/kubernetes").map(str::to_owned)
 }
 
 fn versioned() -> Result<PathBuf> {
-    let directory = cache()?.join(stamp(&requirements()?)?);
+    let directory = go::cache()?.join("control-plane").join(stamp(&requirements()?)?);
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     Ok(directory)
 }
@@ -68,53 +68,16 @@ fn requirements() -> Result<String> {
 fn ensure(directory: &Path, (name, package): (&str, &str)) -> Result<PathBuf> {
     let path = directory.join(name);
     if !path.exists() {
-        build(package, &path)?;
+        go::build(MODULE.as_ref(), package, &path)
+            .context("the control plane is built with Go; these tests are left out with --skip control-plane")?;
     }
     Ok(path)
 }
 
-fn build(package: &str, target: &Path) -> Result<()> {
-    let name = target.file_name().unwrap_or_default().display().to_string();
-    eprintln!("  building {name}; this happens once and takes minutes");
-    let start = Instant::now();
-    // Under its final name only when it is whole: a build may be interrupted, or run twice at once.
-    let unfinished = target.with_file_name(format!("{name}.{}", std::process::id()));
-    let status = Command::new("go")
-        .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o"])
-        .args([unfinished.as_os_str(), package.as_ref()])
-        .current_dir(MODULE)
-        .env("CGO_ENABLED", "0")
-        .status()
-        .context("cannot start go: the control plane is built with Go 1.26; install it, or leave these tests out with --skip control-plane")?;
-    if !status.success() {
-        bail!("building {package} ended with {status}");
-    }
-    fs::rename(unfinished, target)?;
-    eprintln!("  {name} built in {:.0} s", start.elapsed().as_secs_f32());
-    Ok(())
-}
-
-fn cache() -> Result<PathBuf> {
-    let base = match env::var_os("XDG_CACHE_HOME") {
-        Some(directory) => directory.into(),
-        None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),
-    };
-    Ok(base.join("svc/control-plane"))
-}
-
 /// Other versions are other directories.
 fn stamp(requirements: &str) -> Result<String> {
-    let kubernetes = version(requirements, "k8s.io/kubernetes")?;
-    Ok(format!("kubernetes-{kubernetes}-etcd-{}", version(requirements, "go.etcd.io/etcd/server/v3")?))
-}
-
-fn version<'a>(requirements: &'a str, module: &str) -> Result<&'a str> {
-    let line = requirements.lines().find(|line| {
-        let words: Vec<&str> = line.trim_start_matches("require").split_whitespace().collect();
-        words.len() >= 2 && words[0] == module && words[1].starts_with('v')
-    });
-    line.and_then(|line| line.split_whitespace().find(|word| word.starts_with('v')))
-        .with_context(|| format!("tests/control-plane/go.mod requires no {module}"))
+    let kubernetes = go::version(requirements, "k8s.io/kubernetes")?;
+    Ok(format!("kubernetes-{kubernetes}-etcd-{}", go::version(requirements, "go.etcd.io/etcd/server/v3")?))
 }
 
 #[cfg(test)]
