@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use crate::step::{cargo, program, shown};
 use crate::{build, host, setup};
 
-/// Run a Kubernetes cluster on this machine, with svc for kube-proxy: up, down, status, shell, kubectl, test, help.
+/// Run a Kubernetes cluster on this machine, with svc for kube-proxy: `cargo xtask cluster help` says how.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
@@ -33,7 +33,7 @@ pub(crate) fn run_e2e(options: &EndToEnd) -> Result<()> {
 
 /// To svc-cluster, once all is built. Of a cluster that is there, nothing is needed but that program.
 fn hand_over(arguments: &[String]) -> Result<()> {
-    if arguments.iter().any(|word| ["up", "e2e", "test"].contains(&word.as_str())) {
+    if arguments.iter().any(|word| ["up", "e2e", "test", "build", "conformance"].contains(&word.as_str())) {
         prepare()?;
     } else {
         shown(cargo().args(["build", "--quiet"]))?;
@@ -53,5 +53,5 @@ fn prepare() -> Result<()> {
     setup::ensure_lab_tools()?;
     setup::ensure_cluster_tools()?;
     shown(cargo().arg("build"))?;
-    shown(cargo().args(["build", "--release", "--package", "svc-agent"]).env("CARGO_PROFILE_RELEASE_STRIP", "symbols"))
+    shown(cargo().args(["build", "--release", "--package", "svc-agent"]))
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use svc_lab::control_plane::{kube_proxy_binary, kubernetes_version};
 use svc_lab::{binaries, go};
 
-use crate::programs::{Programs, source};
+use crate::programs::{Programs, USERLAND, source};
 use crate::proxy::Proxy;
 use crate::step::step;
 
@@ -21,8 +21,6 @@ pub(crate) const LAB: &str = "svc.test/lab:dev";
 /// As deploy/kind has it, and as the other parts of deploy/ have it.
 const AGENT: [&str; 2] = ["docker.io/library/svc-agent:dev", "docker.io/library/svc-agent:0.1.0"];
 
-/// Where the programs of a Debian are for those images whose users expect some.
-const USERLAND: &str = "userland.tar";
 const USERLAND_PACKAGES: &str = "bind9-dnsutils,busybox,curl,iperf,iproute2,iptables,netcat-openbsd,nftables,wget";
 /// What the tests call and Debian's image has not. Not wget, which Debian's busybox crashes in: GNU's, told to try once
 /// as busybox does.
@@ -136,6 +134,18 @@ fn linked_layer(target: &Path, files: &[(PathBuf, String)], links: &[(&str, &str
     Ok(target.to_owned())
 }
 
+/// A program without its symbols, as the Dockerfile has it.
+fn stripped(program: &Path, target: &Path) -> Result<PathBuf> {
+    let unfinished = target.with_extension(format!("{}", std::process::id()));
+    let output = Command::new("strip").arg("-o").args([&unfinished, program]).output();
+    let output = output.context("cannot start strip (binutils)")?;
+    if !output.status.success() {
+        bail!("strip: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    fs::rename(unfinished, target)?;
+    Ok(target.to_owned())
+}
+
 /// The shared libraries that a program is linked to, each where the program looks for it.
 fn libraries(program: &Path) -> Result<Vec<(PathBuf, String)>> {
     let output = Command::new("ldd").arg(program).output().context("cannot start ldd")?;
@@ -163,7 +173,7 @@ pub(crate) fn ensure(programs: &Programs, proxy: Proxy) -> Result<Images> {
         step("images of Kubernetes and its tests", || write_upstream(programs, &file))?;
     }
     step("images of svc", || {
-        let agent = binaries::agent()?;
+        let agent = stripped(&binaries::agent()?, &file("svc-agent"))?;
         // The base has libc6 and libgcc-s1; here they are this machine's, for which the agent was built.
         let base = layer(&file("base.layer"), &libraries(&agent)?)?;
         let own = layer(&file("agent.layer"), &[(agent, "/usr/local/bin/svc-agent".to_owned())])?;
@@ -174,7 +184,10 @@ pub(crate) fn ensure(programs: &Programs, proxy: Proxy) -> Result<Images> {
             layers: vec![base, own],
         };
         image.write(&file("svc-agent.tar"))?;
-        let lab = layer(&file("lab.layer"), &[(binaries::lab()?, "/usr/local/bin/svc-lab".to_owned())])?;
+        let lab = layer(
+            &file("lab.layer"),
+            &[(stripped(&binaries::lab()?, &file("svc-lab"))?, "/usr/local/bin/svc-lab".to_owned())],
+        )?;
         let image = Image {
             names: vec![LAB.to_owned()],
             entrypoint: &["/usr/local/bin/svc-lab"],

@@ -1,7 +1,9 @@
 //! `cargo xtask cluster`: a Kubernetes cluster of three nodes on this machine, of real parts, and what is tried on it.
 mod control_plane;
+mod e2e;
 mod hierarchies;
 mod image;
+mod life;
 mod network;
 mod node;
 mod programs;
@@ -15,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+use crate::programs::Programs;
 use crate::proxy::Proxy;
 use crate::state::Cluster;
 
@@ -53,9 +56,21 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    E2e(e2e::Options),
+    /// The life of a node under steady traffic, with kube-proxy and with svc: failed requests counted, on a cluster of its own.
+    Test,
+    /// Build the programs that are missing: half an hour where nothing is there.
+    Build,
+    /// Why there can be no cluster here without building for long; nothing where there can be one.
+    #[command(hide = true)]
+    Missing,
+    /// Those of Kubernetes' tests that CI runs, on a cluster of its own.
+    Conformance,
     /// Be a node's first process.
     #[command(hide = true)]
-    Init { node: String },
+    Init {
+        node: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,6 +95,19 @@ fn dispatch(options: &Options) -> Result<()> {
             let mut kubectl = cluster.kubectl()?;
             Err(kubectl.args(arguments).exec()).context("cannot start kubectl")
         }
+        Command::E2e(options) => e2e::run(&cluster, options),
+        Command::Test => life::run(&cluster),
+        Command::Build => image::ensure(&Programs::ensure()?, Proxy::Svc).map(drop),
+        Command::Missing => {
+            let missing = programs::missing()?;
+            if let Err(error) = hierarchies::all() {
+                println!("{error:#}");
+            } else if !missing.is_empty() {
+                println!("not built: {}", missing.join(" "));
+            }
+            Ok(())
+        }
+        Command::Conformance => e2e::run_conformance(&cluster),
         Command::Init { node } => node::init(&cluster, node),
     }
 }

@@ -18,7 +18,7 @@ use crate::{hierarchies, image};
 
 /// Over each of these the node has an overlay: no mount point is made on the machine's own file system, where removing it
 /// would take the mount away in every namespace.
-const OVERLAYS: [&str; 4] = ["/etc", "/opt", "/var/lib", "/var/log"];
+const OVERLAYS: [&str; 5] = ["/etc", "/opt", "/usr/lib", "/var/lib", "/var/log"];
 /// Kept outside of the overlays, on which containerd could not make its own.
 const STATE: [&str; 5] =
     ["/var/lib/kubelet", "/var/lib/containerd", "/var/lib/cni", "/var/log/pods", "/var/log/containers"];
@@ -299,6 +299,8 @@ fn mount_file_systems(directory: &Path) -> Result<()> {
         fs::create_dir_all(target)?;
         bind(&own, target.as_ref())?;
     }
+    // Every distribution's kernel has it, and kube-proxy's pods mount it.
+    fs::create_dir_all("/lib/modules")?;
     file_system("tmpfs", "/run".as_ref(), Some("mode=755"))?;
     for target in ["/run/netns", "/run/lock"] {
         fs::create_dir(target)?;

@@ -3,7 +3,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use svc_lab::control_plane::{binaries_directory, kube_proxy_binary, kubectl_binary};
+use svc_lab::control_plane::{self, binaries_directory, kube_proxy_binary, kubectl_binary};
 use svc_lab::go;
 
 /// Directories with a go.mod. Each has the versions of its dependencies that its own release was made with: one for all
@@ -27,10 +27,22 @@ const PROGRAMS: [(&str, &str, &str); 11] = [
     ("images", "coredns", "./coredns"),
     ("images", "pause", "./pause"),
 ];
+/// The programs of a Debian, for those images whose users expect some.
+pub(crate) const USERLAND: &str = "userland.tar";
 const TESTS: (&str, &str, &str) = ("kubernetes", "e2e.test", "k8s.io/kubernetes/test/e2e");
 /// Where Debian's packages have them.
 pub(crate) const RUNC: &str = "/usr/sbin/runc";
 pub(crate) const CNI_PLUGINS: &str = "/usr/lib/cni";
+
+/// The programs that are not built yet.
+pub(crate) fn missing() -> Result<Vec<String>> {
+    let built = directory()?;
+    let own = PROGRAMS.into_iter().chain([TESTS]).map(|(_, name, _)| built.join(name));
+    let all = own.chain([built.join(USERLAND)]).chain(control_plane::binaries()?);
+    let missing =
+        all.filter(|path| !path.exists()).map(|path| path.file_name().unwrap_or_default().display().to_string());
+    Ok(missing.collect())
+}
 
 /// Where all programs are.
 pub(crate) struct Programs {

@@ -1,5 +1,5 @@
 //! What there is of a cluster on this machine, and its end.
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -62,6 +62,15 @@ impl Cluster {
     /// A file that is there while the cluster is.
     pub(crate) fn mark(&self) -> PathBuf {
         self.directory.join("up")
+    }
+
+    /// Waits for its turn, where the same cluster is tried by several at once.
+    pub(crate) fn lock(&self) -> Result<File> {
+        let path = self.directory.with_extension("lock");
+        fs::create_dir_all(path.parent().unwrap_or(&self.directory))?;
+        let lock = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        lock.lock()?;
+        Ok(lock)
     }
 
     /// Fails where there is none.

@@ -23,8 +23,8 @@ use crate::process::Process;
 use crate::topology::{CONTROL_PLANE, Lab, SERVICE_CIDRS, lan_v4};
 
 pub use self::binaries::{
-    directory as binaries_directory, helm as helm_binary, kube_proxy as kube_proxy_binary, kubectl as kubectl_binary,
-    kubernetes_version,
+    all as binaries, directory as binaries_directory, helm as helm_binary, kube_proxy as kube_proxy_binary,
+    kubectl as kubectl_binary, kubernetes_version,
 };
 pub use self::certificates::Authority;
 

@@ -26,6 +26,18 @@ pub fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// All that a cluster is made of, whether they are built or not.
+pub fn all() -> Result<Vec<PathBuf>> {
+    let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    let names = PROGRAMS.map(|(name, _)| name).into_iter().chain([KUBE_PROXY.0, KUBECTL.0]);
+    let versioned = versioned()?;
+    let place = |name: &str| {
+        let asset = assets.as_ref().map(|assets| assets.join(name)).filter(|path| path.is_file());
+        asset.unwrap_or_else(|| versioned.join(name))
+    };
+    Ok(names.map(place).collect())
+}
+
 /// kube-proxy, which envtest does not bring: built where it is not beside the others.
 pub fn kube_proxy() -> Result<PathBuf> {
     beside(KUBE_PROXY)
