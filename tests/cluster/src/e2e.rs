@@ -9,6 +9,7 @@ use serde_json::Value;
 use svc_lab::control_plane::kubectl_binary;
 use svc_lab::go;
 
+use crate::image::Purpose;
 use crate::network::CONTROL_PLANE;
 use crate::programs::{Programs, source};
 use crate::proxy::Proxy;
@@ -38,6 +39,9 @@ pub(crate) struct Options {
     /// Try a test that fails as many times.
     #[arg(long, default_value_t = 1)]
     attempts: u32,
+    /// After which ginkgo ends it all, as Go writes durations.
+    #[arg(long, default_value = "2h")]
+    timeout: String,
     /// Record the verdicts as kube-proxy's.
     #[arg(long)]
     record: bool,
@@ -74,22 +78,31 @@ pub(crate) fn run_conformance(cluster: &Cluster) -> Result<()> {
         proxy: Proxy::Svc,
         // On a machine that does other things as well, some run into their limits of time.
         attempts: 2,
+        timeout: "8m".to_owned(),
         record: false,
     };
     let _turn = cluster.lock()?;
     // Of one that was killed.
     cluster.down()?;
-    let result = run(cluster, &options);
+    let result = run_on(cluster, &options, Purpose::Conformance);
+    if result.is_err() {
+        // It says more than the error, where there is a cluster at all.
+        let _ = up::status(cluster);
+    }
     let down = cluster.down();
     result.and(down)
 }
 
 /// The cluster is started where there is none, and stays.
 pub(crate) fn run(cluster: &Cluster, options: &Options) -> Result<()> {
-    if options.record && options.proxy != Proxy::KubeProxy {
+    run_on(cluster, options, Purpose::Any)
+}
+
+fn run_on(cluster: &Cluster, options: &Options, with: Purpose) -> Result<()> {
+    if options.record && options.proxy != Proxy::Kube {
         bail!("what is recorded is kube-proxy's: --proxy kube-proxy");
     }
-    up::up(cluster, options.proxy)?;
+    up::up(cluster, options.proxy, with)?;
     let directory = go::cache()?.join("cluster/e2e").join(cluster.name());
     fs::create_dir_all(&directory)?;
     let start = Instant::now();
@@ -120,7 +133,8 @@ fn judge(cluster: &Cluster, options: &Options, directory: &Path) -> Result<Verdi
     let _ = fs::remove_file(&report);
     let mut ginkgo = cluster.command(CONTROL_PLANE, programs.built("ginkgo"))?;
     ginkgo
-        .args(["--no-color", "--silence-skips", "--timeout=2h"])
+        .args(["--no-color", "--silence-skips"])
+        .arg(format!("--timeout={}", options.timeout))
         .arg(format!("--procs={}", options.processes))
         .arg(format!("--flake-attempts={}", options.attempts))
         .arg(format!("--focus={}", options.focus))

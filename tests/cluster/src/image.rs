@@ -163,7 +163,7 @@ pub(crate) struct Images {
 }
 
 /// Builds what is missing; the project's own programs are packed anew.
-pub(crate) fn ensure(programs: &Programs, proxy: Proxy) -> Result<Images> {
+pub(crate) fn ensure(programs: &Programs, proxy: Proxy, with: Purpose) -> Result<Images> {
     let directory = programs.built("images");
     fs::create_dir_all(&directory)?;
     let file = |name: &str| directory.join(name);
@@ -196,17 +196,28 @@ pub(crate) fn ensure(programs: &Programs, proxy: Proxy) -> Result<Images> {
         };
         image.write(&file("lab.tar"))
     })?;
-    let (mut first, mut rest) =
-        (vec!["pause.tar", "coredns.tar"], vec!["agnhost.tar", "shell.tar", "regression.tar", "lab.tar"]);
-    if proxy == Proxy::KubeProxy {
-        first.push("kube-proxy.tar");
-        rest.push("svc-agent.tar");
-    } else {
-        first.push("svc-agent.tar");
-        rest.push("kube-proxy.tar");
+    let mut first = vec!["pause.tar", "coredns.tar"];
+    first.extend(proxy.image());
+    let files = |names: &[&str]| names.iter().map(|name| file(name)).collect();
+    Ok(Images { rest: files(&with.archives(&first)), first: files(&first) })
+}
+
+/// What the images of a cluster are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Whatever there is.
+    Any,
+    /// Kubernetes' conformance tests of Services.
+    Conformance,
+}
+
+impl Purpose {
+    /// Those that it takes beside the first.
+    fn archives(self, first: &[&str]) -> Vec<&'static str> {
+        let any = ["agnhost.tar", "lab.tar", "svc-agent.tar", "kube-proxy.tar", "shell.tar", "regression.tar"];
+        let all = if self == Purpose::Any { &any[..] } else { &any[..1] };
+        all.iter().filter(|name| !first.contains(name)).copied().collect()
     }
-    let files = |names: Vec<&str>| names.into_iter().map(file).collect();
-    Ok(Images { first: files(first), rest: files(rest) })
 }
 
 fn ensure_userland(programs: &Programs) -> Result<()> {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use svc_lab::binaries;
 use svc_lab::client::{Outcome, monotonic_us};
 
+use crate::image::Purpose;
 use crate::network::{CLIENT, NODES, addresses};
 use crate::programs::source;
 use crate::proxy::{Proxy, rollout};
@@ -23,7 +24,7 @@ const NODE_PORT: u16 = 30080;
 const ROLLOUTS: u32 = 10;
 /// Before and after each scenario.
 const CALM: Duration = Duration::from_secs(3);
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What happened, and when, in microseconds of CLOCK_MONOTONIC.
 struct Scenario {
@@ -33,6 +34,13 @@ struct Scenario {
     to: u64,
     /// Connections that are kept should be.
     keeps: bool,
+}
+
+/// Where requests are from, and whether they are on one connection.
+#[derive(Clone, Copy)]
+struct Client {
+    place: &'static str,
+    kept: bool,
 }
 
 /// What became of the requests of one scenario.
@@ -55,7 +63,7 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
             "the cluster is up, and this test starts its own: `cargo xtask cluster down` first, or give another --name"
         );
     }
-    up::up(cluster, Proxy::KubeProxy)?;
+    up::up(cluster, Proxy::Kube, Purpose::Any)?;
     let mut life = Life { cluster, scenarios: Vec::new(), outcomes: Vec::new() };
     let result = life.all();
     // What was seen until then says more than the error alone.
@@ -68,8 +76,8 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
 struct Life<'a> {
     cluster: &'a Cluster,
     scenarios: Vec<Scenario>,
-    /// Of clients that have ended, and whether they kept their connections.
-    outcomes: Vec<(bool, Outcome)>,
+    /// Of clients that have ended.
+    outcomes: Vec<(Client, Outcome)>,
 }
 
 impl Life<'_> {
@@ -79,7 +87,7 @@ impl Life<'_> {
         cluster.ask(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
 
         let clients = Clients::start(cluster)?;
-        self.everyday(Proxy::KubeProxy)?;
+        self.everyday(Proxy::Kube)?;
         self.scenario("taking over from kube-proxy", Proxy::Svc, true, take_over)?;
         clients.finish(&mut self.outcomes)?;
 
@@ -146,14 +154,14 @@ impl Life<'_> {
 
     fn row(&self, scenario: &Scenario) -> Row {
         let mut row = Row::default();
-        for (kept, outcome) in &self.outcomes {
-            if !(scenario.from..scenario.to).contains(&outcome.at_us) || *kept && !scenario.keeps {
+        for (client, outcome) in &self.outcomes {
+            if !(scenario.from..scenario.to).contains(&outcome.at_us) || client.kept && !scenario.keeps {
                 continue;
             }
             row.requests += 1;
             if let Some(error) = &outcome.error {
-                let kind = if *kept { "on a connection that is kept: " } else { "" };
-                *row.failures.entry(format!("{kind}{error}")).or_default() += 1;
+                let kind = if client.kept { "a connection that is kept" } else { "new connections" };
+                *row.failures.entry(format!("{error} ({}, {kind})", client.place)).or_default() += 1;
             }
         }
         row
@@ -164,7 +172,7 @@ impl Life<'_> {
 /// a new connection a request, and with one that is kept.
 struct Clients<'a> {
     cluster: &'a Cluster,
-    processes: Vec<(bool, Child, PathBuf)>,
+    processes: Vec<(Client, Child, PathBuf)>,
 }
 
 const CLIENT_NODE: &str = NODES[0];
@@ -180,23 +188,25 @@ impl<'a> Clients<'a> {
         for kept in [false, true] {
             let on_node = node::command(cluster, CLIENT_NODE, &lab.display().to_string())?;
             let outside = cluster.command(CLIENT, &lab)?;
-            for (mut command, target) in [(on_node, CLUSTER_IP), (outside, node_port.as_str())] {
+            for (place, mut command, target) in
+                [("a node", on_node, CLUSTER_IP), ("outside", outside, node_port.as_str())]
+            {
                 let path = cluster.directory().join(format!("client-{}.json", processes.len()));
                 command.args(["client", target, "--rate=50"]).args(kept.then_some("--keep-alive"));
                 let child = command.stdin(Stdio::piped()).stdout(File::create(&path)?).spawn();
-                processes.push((kept, child.context("cannot start a client")?, path));
+                processes.push((Client { place, kept }, child.context("cannot start a client")?, path));
             }
         }
         Ok(Clients { cluster, processes })
     }
 
     /// Lets the requests under way end.
-    fn finish(mut self, outcomes: &mut Vec<(bool, Outcome)>) -> Result<()> {
+    fn finish(mut self, outcomes: &mut Vec<(Client, Outcome)>) -> Result<()> {
         let mut texts = Vec::new();
-        for (kept, child, path) in &mut self.processes {
+        for (client, child, path) in &mut self.processes {
             drop(child.stdin.take());
             child.wait()?;
-            texts.push((*kept, fs::read_to_string(path)?));
+            texts.push((*client, fs::read_to_string(path)?));
         }
         for (container, kept) in CONTAINERS {
             self.cluster.ask(&["exec", "client", "-c", container, "--", "touch", "/tmp/stop"])?;
@@ -204,11 +214,11 @@ impl<'a> Clients<'a> {
                 "jsonpath={{.status.containerStatuses[?(@.name==\"{container}\")].state.terminated.exitCode}}=0"
             );
             self.cluster.ask(&["wait", &format!("--for={ended}"), "pod/client", "--timeout=30s"])?;
-            texts.push((kept, self.cluster.ask(&["logs", "client", "-c", container])?));
+            texts.push((Client { place: "a pod", kept }, self.cluster.ask(&["logs", "client", "-c", container])?));
         }
         self.cluster.ask(&["delete", "pod", "client", "--now"])?;
-        for (kept, text) in texts {
-            let lines = text.lines().map(|line| serde_json::from_str(line).map(|outcome| (kept, outcome)));
+        for (client, text) in texts {
+            let lines = text.lines().map(|line| serde_json::from_str(line).map(|outcome| (client, outcome)));
             outcomes.extend(lines.collect::<Result<Vec<_>, _>>().context("a client's output cannot be read")?);
         }
         Ok(())
@@ -245,7 +255,12 @@ fn take_over(cluster: &Cluster) -> Result<()> {
     rollout(cluster, "daemonset/svc-agent")
 }
 
+/// The rules translate what began before svc was there, and without them the kernel's connection tracking drops a new
+/// connection that has the addresses and ports of one it still remembers.
 fn remove_rules(cluster: &Cluster) -> Result<()> {
+    for node in NODES {
+        wait_for(|| Ok(!tracked(cluster, node)?))?;
+    }
     cluster.ask(&["apply", "-k", &in_deploy("kube-proxy")])?;
     rollout(cluster, "daemonset/kube-proxy-cleanup")?;
     cluster.ask(&["delete", "-k", &in_deploy("kube-proxy")])?;
@@ -253,10 +268,25 @@ fn remove_rules(cluster: &Cluster) -> Result<()> {
     rollout(cluster, "daemonset/svc-agent")
 }
 
+/// Whether the kernel of a node remembers a connection to the Service.
+fn tracked(cluster: &Cluster, node: &str) -> Result<bool> {
+    let output = node::command(cluster, node, "cat")?.arg("/proc/net/nf_conntrack").output()?;
+    if !output.status.success() {
+        bail!("{node} does not show its connections: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok([" dst=10.96.0.80 ".to_owned(), format!(" dport={NODE_PORT} ")].iter().any(|word| text.contains(word)))
+}
+
 fn give_back(cluster: &Cluster) -> Result<()> {
     cluster.ask(&["-n", "kube-system", "delete", "daemonset", "svc-agent"])?;
     patch_kube_proxy(cluster, "kube-proxy/start.yaml")?;
     rollout(cluster, "daemonset/kube-proxy")?;
+    for node in NODES {
+        // Its pod is ready before its rules are there.
+        let healthz = format!("/api/v1/nodes/{node}:10256/proxy/healthz");
+        wait_for(|| Ok(cluster.ask(&["get", "--raw", &healthz]).is_ok()))?;
+    }
     cluster.ask(&["apply", "-k", &in_deploy("give-back")])?;
     rollout(cluster, "daemonset/svc-cleanup")
 }

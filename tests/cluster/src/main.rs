@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+use crate::image::Purpose;
 use crate::programs::Programs;
 use crate::proxy::Proxy;
 use crate::state::Cluster;
@@ -86,9 +87,12 @@ fn main() -> ExitCode {
 fn dispatch(options: &Options) -> Result<()> {
     let cluster = Cluster::named(&options.name)?;
     match &options.command {
-        Command::Up { proxy } => up::up(&cluster, *proxy),
+        Command::Up { proxy } => up::up(&cluster, *proxy, Purpose::Any),
         Command::Down => cluster.down(),
-        Command::Status => up::status(&cluster),
+        Command::Status => {
+            cluster.require_up()?;
+            up::status(&cluster)
+        }
         Command::Shell { node, command } => node::shell(&cluster, node, command),
         Command::Kubectl { arguments } => {
             use std::os::unix::process::CommandExt as _;
@@ -97,7 +101,7 @@ fn dispatch(options: &Options) -> Result<()> {
         }
         Command::E2e(options) => e2e::run(&cluster, options),
         Command::Test => life::run(&cluster),
-        Command::Build => image::ensure(&Programs::ensure()?, Proxy::Svc).map(drop),
+        Command::Build => image::ensure(&Programs::ensure()?, Proxy::Svc, Purpose::Any).map(drop),
         Command::Missing => {
             let missing = programs::missing()?;
             if let Err(error) = hierarchies::all() {

@@ -10,7 +10,8 @@ pub(crate) enum Proxy {
     /// svc, from deploy/.
     Svc,
     /// kube-proxy in nftables mode, as kubeadm installs it.
-    KubeProxy,
+    #[value(name = "kube-proxy")]
+    Kube,
     /// Nothing; the cluster has no DNS then.
     None,
 }
@@ -19,7 +20,16 @@ impl Proxy {
     pub(crate) fn daemon_set(self) -> Option<&'static str> {
         match self {
             Proxy::Svc => Some("svc-agent"),
-            Proxy::KubeProxy => Some("kube-proxy"),
+            Proxy::Kube => Some("kube-proxy"),
+            Proxy::None => None,
+        }
+    }
+
+    /// The archive of its image.
+    pub(crate) fn image(self) -> Option<&'static str> {
+        match self {
+            Proxy::Svc => Some("svc-agent.tar"),
+            Proxy::Kube => Some("kube-proxy.tar"),
             Proxy::None => None,
         }
     }
@@ -29,7 +39,7 @@ impl Proxy {
         let path = |name: &str| source(name).display().to_string();
         match self {
             Proxy::Svc => cluster.ask(&["apply", "-k", &path("manifests/svc")]).map(drop),
-            Proxy::KubeProxy => cluster.ask(&["apply", "-k", &path("manifests/kube-proxy")]).map(drop),
+            Proxy::Kube => cluster.ask(&["apply", "-k", &path("manifests/kube-proxy")]).map(drop),
             Proxy::None => Ok(()),
         }
     }

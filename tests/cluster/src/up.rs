@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::image::Purpose;
 use crate::network::{self, NODES, pod_cidrs};
 use crate::programs::{Programs, source};
 use crate::proxy::{Proxy, rollout};
@@ -15,7 +16,7 @@ use crate::step::step;
 use crate::{control_plane, hierarchies, image, node};
 
 /// Where it is up already, nothing is done.
-pub(crate) fn up(cluster: &Cluster, proxy: Proxy) -> Result<()> {
+pub(crate) fn up(cluster: &Cluster, proxy: Proxy, with: Purpose) -> Result<()> {
     if cluster.mark().exists() {
         let is = fs::read_to_string(cluster.mark())?;
         let wanted = proxy.daemon_set().unwrap_or_default();
@@ -27,7 +28,7 @@ pub(crate) fn up(cluster: &Cluster, proxy: Proxy) -> Result<()> {
     }
     hierarchies::all()?;
     let programs = Programs::ensure()?;
-    let images = image::ensure(&programs, proxy)?;
+    let images = image::ensure(&programs, proxy, with)?;
     let start = Instant::now();
     // Of one that was cut short.
     cluster.down()?;
@@ -91,7 +92,6 @@ fn at_once(work: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
 
 /// What kubectl says of it.
 pub(crate) fn status(cluster: &Cluster) -> Result<()> {
-    cluster.require_up()?;
     for arguments in [["get", "nodes", "-o", "wide"].as_slice(), &["get", "pods", "-A", "-o", "wide"]] {
         let mut kubectl: Command = cluster.kubectl()?;
         kubectl.args(arguments).status().context("cannot start kubectl")?;
