@@ -209,7 +209,7 @@ impl<'a> Clients<'a> {
             texts.push((*client, fs::read_to_string(path)?));
         }
         for (container, kept) in CONTAINERS {
-            self.cluster.ask(&["exec", "client", "-c", container, "--", "touch", "/tmp/stop"])?;
+            self.cluster.ask(&["exec", "client", "-c", container, "--", "touch", "/stop"])?;
             let ended = format!(
                 "jsonpath={{.status.containerStatuses[?(@.name==\"{container}\")].state.terminated.exitCode}}=0"
             );
