@@ -1,8 +1,10 @@
 //! Builds the agent, the kernel part inside it.
+use std::path::PathBuf;
+
 use anyhow::Result;
 
 use crate::setup;
-use crate::step::{cargo, shown};
+use crate::step::{cargo, root, shown};
 
 /// Build svc-agent, the kernel part inside it.
 #[derive(clap::Args)]
@@ -15,4 +17,9 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure()?;
     shown(cargo().args(["build", "--package", "svc-agent"]).args(options.release.then_some("--release")))
+}
+
+/// Where the optimised agent is.
+pub(crate) fn released() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join("release/svc-agent")
 }

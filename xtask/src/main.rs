@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything that is done with this repository, a file a subcommand.
 mod bench;
 mod build;
+mod cluster;
 mod fuzz;
 mod host;
 mod kind;
@@ -34,6 +35,8 @@ enum Task {
     Parity(parity::Options),
     Bench(bench::Options),
     Kind(kind::Options),
+    Cluster(cluster::Options),
+    E2e(cluster::EndToEnd),
     Fuzz(fuzz::Options),
     Vm(vm::Options),
     Lint(lint::Options),
@@ -58,6 +61,8 @@ fn dispatch(task: Task) -> Result<()> {
         Task::Parity(options) => parity::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Kind(options) => kind::run(&options),
+        Task::Cluster(options) => cluster::run(&options),
+        Task::E2e(options) => cluster::run_e2e(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Lint(options) => lint::run(&options),

@@ -45,6 +45,17 @@ pub(crate) fn ensure_kube_proxy_tools() -> Result<()> {
         .context("`nft` and `iptables` are missing, by which kube-proxy writes its rules")
 }
 
+/// What runs containers, and what makes images of a Debian.
+pub(crate) fn ensure_cluster_tools() -> Result<()> {
+    let plugins = Path::new("/usr/lib/cni/ptp").exists();
+    if plugins && answers("/usr/sbin/runc", &["--version"]) && answers("mmdebstrap", &["--version"]) {
+        return Ok(());
+    }
+    let packages = ["runc", "containernetworking-plugins", "mmdebstrap"].map(str::to_owned);
+    apt_install("container runtime", &packages)
+        .context("`runc`, the CNI plugins or `mmdebstrap` are missing, without which the cluster has no containers")
+}
+
 /// What starts other kernels. Those themselves are fetched by apt as well.
 pub(crate) fn ensure_vm_tools() -> Result<()> {
     if answers("qemu-system-x86_64", &["--version"]) && answers("xz", &["--version"]) {

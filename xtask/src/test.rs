@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::step::{cargo, program, root, shown};
+use crate::step::{cargo, done, output, program, root, shown};
 use crate::{host, lint, setup};
 
 /// Run all tests: the unit tests, then those in the kernel and in network namespaces.
@@ -47,7 +47,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let result = result.and(shown(&mut debug_kernel_part(&options.filters)));
     // A test that was killed could not tidy up after itself.
     shown(program("svc-lab")?.arg("clean"))?;
-    result
+    if control_plane && options.filters.is_empty() { result.and(conformance()) } else { result }
+}
+
+/// Where the cluster's programs have been built: that takes half an hour, which no run of the tests has.
+fn conformance() -> Result<()> {
+    let missing = output(program("svc-cluster")?.arg("missing")).context("cannot ask svc-cluster what it needs")?;
+    if !missing.trim().is_empty() {
+        done("Kubernetes' own tests", &format!("skipped; {}; `cargo xtask cluster build` builds it", missing.trim()));
+        return Ok(());
+    }
+    setup::ensure_cluster_tools()?;
+    shown(program("svc-cluster")?.args(["--name", "ci", "conformance"]))
 }
 
 /// A lab is two nodes, each with its agent and a few hundred requests in flight: more labs at once would measure waiting.

@@ -23,9 +23,10 @@ use crate::process::Process;
 use crate::topology::{CONTROL_PLANE, Lab, SERVICE_CIDRS, lan_v4};
 
 pub use self::binaries::{
-    directory as binaries_directory, helm as helm_binary, kube_proxy as kube_proxy_binary, kubectl as kubectl_binary,
-    kubernetes_version, promtool as promtool_binary,
+    all as binaries, directory as binaries_directory, helm as helm_binary, kube_proxy as kube_proxy_binary,
+    kubectl as kubectl_binary, kubernetes_version, promtool as promtool_binary,
 };
+pub use self::certificates::Authority;
 
 const ADDRESS: std::net::Ipv4Addr = lan_v4(0x02);
 /// Another that its certificate is good for, and that the host does not have by itself.

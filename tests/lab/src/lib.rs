@@ -7,6 +7,7 @@ pub mod claim;
 pub mod client;
 pub mod control_plane;
 pub mod flood;
+pub mod go;
 pub mod kube_proxy;
 pub mod load;
 pub mod manifests;

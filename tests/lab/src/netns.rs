@@ -26,6 +26,11 @@ impl Netns {
         Ok(namespace)
     }
 
+    /// One that is there.
+    pub fn existing(name: String) -> Self {
+        Netns { name }
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

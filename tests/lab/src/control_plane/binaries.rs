@@ -3,10 +3,10 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use crate::go;
 
 const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../control-plane");
 const PROGRAMS: [(&str, &str); 2] =
@@ -31,6 +31,18 @@ pub fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// All that a cluster is made of, whether they are built or not.
+pub fn all() -> Result<Vec<PathBuf>> {
+    let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    let names = PROGRAMS.map(|(name, _)| name).into_iter().chain([KUBE_PROXY.0, KUBECTL.0]);
+    let versioned = versioned()?;
+    let place = |name: &str| {
+        let asset = assets.as_ref().map(|assets| assets.join(name)).filter(|path| path.is_file());
+        asset.unwrap_or_else(|| versioned.join(name))
+    };
+    Ok(names.map(place).collect())
+}
+
 /// kube-proxy, which envtest does not bring: built where it is not beside the others.
 pub fn kube_proxy() -> Result<PathBuf> {
     beside(KUBE_PROXY)
@@ -43,7 +55,7 @@ pub fn kubectl() -> Result<PathBuf> {
 
 /// helm, which has versions of its own.
 pub fn helm() -> Result<PathBuf> {
-    let name = format!("helm-{}", version(&requirements()?, HELM)?);
+    let name = format!("helm-{}", go::version(&requirements()?, HELM)?);
     ensure(&versioned()?, (&name, &format!("{HELM}/cmd/helm")))
 }
 
@@ -51,10 +63,11 @@ pub fn helm() -> Result<PathBuf> {
 pub fn promtool() -> Result<PathBuf> {
     let requirements =
         fs::read_to_string(Path::new(PROMTOOL_MODULE).join("go.mod")).context("cannot read tests/promtool/go.mod")?;
-    let path = versioned()?.join(format!("promtool-{}", version(&requirements, PROMETHEUS)?));
+    let path = versioned()?.join(format!("promtool-{}", go::version(&requirements, PROMETHEUS)?));
     if !path.exists() {
         // Without the clouds that Prometheus finds its targets by.
-        build(PROMTOOL_MODULE, &["-tags", "remove_all_sd"], &format!("{PROMETHEUS}/cmd/promtool"), &path)?;
+        let package = format!("{PROMETHEUS}/cmd/promtool");
+        go::build(PROMTOOL_MODULE.as_ref(), &["-tags", "remove_all_sd"], &package, &path)?;
     }
     Ok(path)
 }
@@ -69,11 +82,11 @@ fn beside(program: (&str, &str)) -> Result<PathBuf> {
 
 /// The version of Kubernetes that is built.
 pub fn kubernetes_version() -> Result<String> {
-    version(&requirements()?, "k8s.io/kubernetes").map(str::to_owned)
+    go::version(&requirements()?, "k8s.io/kubernetes").map(str::to_owned)
 }
 
 fn versioned() -> Result<PathBuf> {
-    let directory = cache()?.join(stamp(&requirements()?)?);
+    let directory = go::cache()?.join("control-plane").join(stamp(&requirements()?)?);
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     Ok(directory)
 }
@@ -85,55 +98,16 @@ fn requirements() -> Result<String> {
 fn ensure(directory: &Path, (name, package): (&str, &str)) -> Result<PathBuf> {
     let path = directory.join(name);
     if !path.exists() {
-        build(MODULE, &[], package, &path)?;
+        go::build(MODULE.as_ref(), &[], package, &path)
+            .context("the control plane is built with Go; these tests are left out with --skip control-plane")?;
     }
     Ok(path)
 }
 
-fn build(module: &str, flags: &[&str], package: &str, target: &Path) -> Result<()> {
-    let name = target.file_name().unwrap_or_default().display().to_string();
-    eprintln!("  building {name}; this happens once and takes minutes");
-    let start = Instant::now();
-    // Under its final name only when it is whole: a build may be interrupted, or run twice at once.
-    let unfinished = target.with_file_name(format!("{name}.{}", std::process::id()));
-    let status = Command::new("go")
-        .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w"])
-        .args(flags)
-        .arg("-o")
-        .args([unfinished.as_os_str(), package.as_ref()])
-        .current_dir(module)
-        .env("CGO_ENABLED", "0")
-        .status()
-        .context("cannot start go: the control plane is built with Go 1.26; install it, or leave these tests out with --skip control-plane")?;
-    if !status.success() {
-        bail!("building {package} ended with {status}");
-    }
-    fs::rename(unfinished, target)?;
-    eprintln!("  {name} built in {:.0} s", start.elapsed().as_secs_f32());
-    Ok(())
-}
-
-fn cache() -> Result<PathBuf> {
-    let base = match env::var_os("XDG_CACHE_HOME") {
-        Some(directory) => directory.into(),
-        None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),
-    };
-    Ok(base.join("svc/control-plane"))
-}
-
 /// Other versions are other directories.
 fn stamp(requirements: &str) -> Result<String> {
-    let kubernetes = version(requirements, "k8s.io/kubernetes")?;
-    Ok(format!("kubernetes-{kubernetes}-etcd-{}", version(requirements, "go.etcd.io/etcd/server/v3")?))
-}
-
-fn version<'a>(requirements: &'a str, module: &str) -> Result<&'a str> {
-    let line = requirements.lines().find(|line| {
-        let words: Vec<&str> = line.trim_start_matches("require").split_whitespace().collect();
-        words.len() >= 2 && words[0] == module && words[1].starts_with('v')
-    });
-    line.and_then(|line| line.split_whitespace().find(|word| word.starts_with('v')))
-        .with_context(|| format!("go.mod requires no {module}"))
+    let kubernetes = go::version(requirements, "k8s.io/kubernetes")?;
+    Ok(format!("kubernetes-{kubernetes}-etcd-{}", go::version(requirements, "go.etcd.io/etcd/server/v3")?))
 }
 
 #[cfg(test)]
