@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::figure::{Figure, Spread};
+use crate::figure::{Figure, Ratio, Spread};
 
 /// What the figures are of.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -64,12 +64,16 @@ pub(crate) fn print(figure: &Figure, before: Option<&Run>) {
     println!("    {} {}", medians.collect::<Vec<_>>().join(", "), figure.unit);
     for ratio in &figure.ratios {
         let Some(Spread { low, median, high }) = figure.spread(ratio) else { continue };
-        let mut line = format!("    {} / {}: {median:.2} ({low:.2} to {high:.2})", ratio.of, ratio.to);
+        let Ratio { row, of, to, goal } = ratio;
+        let mut line = format!("    {row}: {of} / {to}: {median:.3} ({low:.3} to {high:.3})");
+        if let Some(goal) = goal {
+            line += &format!(", {goal}: {}", if goal.reached(median) { "reached" } else { "NOT reached" });
+        }
         let old = before.and_then(|run| {
             run.figures.iter().find(|old| (&old.row, &old.case) == (&figure.row, &figure.case))?.spread(ratio)
         });
         if let Some(old) = old {
-            line += &format!(", before {:.2}", old.median);
+            line += &format!(", before {:.3}", old.median);
         }
         println!("{line}");
     }
