@@ -193,7 +193,7 @@ pub(crate) fn first_packets(effort: Effort, show: &mut dyn FnMut(Figure)) -> Res
 fn delays(services: u32, effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
     let of_services = [Kind::SvcXdp, Kind::SvcTcx, Kind::Nftables, Kind::Iptables].map(|kind| (kind, services));
     let kinds = [&[(Kind::Plain, 1)][..], &of_services].concat();
-    let nodes = Nodes::new(&kinds, 1 << 18)?;
+    let nodes = Nodes::with_far_end(&kinds, 1 << 18, false)?;
     let nftables = named(Kind::Nftables, services);
     let figure = |what: &str| {
         let mut figure = Figure::new("P4", format!("{what}, {services} Services"), "us");

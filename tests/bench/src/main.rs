@@ -6,6 +6,7 @@ mod forward;
 mod load;
 mod nodes;
 mod packets;
+mod plot;
 mod report;
 mod scale;
 mod streams;
@@ -38,6 +39,12 @@ struct Options {
     /// The raw figures of an earlier run, to compare with.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
+    /// Where the plots go.
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    plots: PathBuf,
+    /// Measure nothing, but draw the plots of these raw figures; of several files each figure's last one counts.
+    #[arg(long, value_name = "FILE")]
+    plot: Vec<PathBuf>,
     /// Measure in this very process.
     #[arg(long, hide = true)]
     worker: bool,
@@ -70,6 +77,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let result = match &options.command {
         Some(command) => load::run(command).map(|()| ExitCode::SUCCESS),
+        None if !options.plot.is_empty() => draw(&options).map(|()| ExitCode::SUCCESS),
         None if options.worker => run(&options).map(|()| ExitCode::SUCCESS),
         None => supervise::run(),
     };
@@ -105,7 +113,16 @@ fn run(options: &Options) -> Result<()> {
         };
         row(effort, &mut show).with_context(|| name)?;
     }
+    plot::draw(&options.plots, &figures)?;
     report::write(&options.json, machine, figures)?;
     println!("\n{} s; raw figures: {}", begin.elapsed().as_secs(), options.json.display());
     Ok(())
+}
+
+fn draw(options: &Options) -> Result<()> {
+    let mut figures = Vec::new();
+    for file in &options.plot {
+        figures.extend(report::read(file)?.figures);
+    }
+    plot::draw(&options.plots, &figures)
 }

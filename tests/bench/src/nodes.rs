@@ -111,9 +111,14 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// Each kind, with so many Services, one of them with the NodePort. `flows`: at the most.
     pub(crate) fn new(wanted: &[(Kind, u32)], flows: u32) -> Result<Self> {
+        Self::with_far_end(wanted, flows, true)
+    }
+
+    /// `seldom`: whether the far end looks for what has arrived every now and then, else at once.
+    pub(crate) fn with_far_end(wanted: &[(Kind, u32)], flows: u32, seldom: bool) -> Result<Self> {
         let first = Lab::new()?;
         let prefix = first.namespace(NODES[0].name)?.name().strip_suffix(NODES[0].name).unwrap_or_default().to_owned();
-        let far = Far::new(&prefix)?;
+        let far = Far::new(&prefix, seldom)?;
         let mut nodes = Nodes { contestants: Vec::new(), _agents: Vec::new(), far, _labs: Vec::new() };
         nodes.add_bare(&prefix, wanted)?;
         // The first lab is there for whoever comes first.

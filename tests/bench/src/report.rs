@@ -21,7 +21,7 @@ pub(crate) struct Machine {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Run {
     machine: Machine,
-    figures: Vec<Figure>,
+    pub(crate) figures: Vec<Figure>,
 }
 
 impl Machine {

@@ -116,6 +116,8 @@ fn size(services: u32, effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<(
 
 impl World {
     fn start(lab: Lab, agents: Vec<Agent>) -> Result<Self> {
+        // The more ports, the longer until one is used again that the server or connection tracking still remembers.
+        lab.namespace(CLIENT)?.sysctl(&[("ipv4/ip_local_port_range", "4096 65535")])?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve").arg(format!("0.0.0.0:{PORT}")).stdin(Stdio::null());
         let server = lab.spawn(SERVER.name, command)?;
