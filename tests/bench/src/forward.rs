@@ -1,7 +1,7 @@
 //! What a packet costs a node, by live frames: P1 to P4, and P8's packets.
 use std::net::Ipv4Addr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use svc_dataplane::packet::{ACK, SYN, TCP};
 
 use crate::Effort;
@@ -11,9 +11,11 @@ use crate::nodes::{BACKEND_PORT, Contestant, Kind, NODE_PORT, Nodes, named};
 use crate::template::BACKENDS;
 use crate::wire::{Sample, Traffic};
 
-/// Of what a node takes in, so much has to come out again for a sample to count. On a machine with other work the far end may be
-/// kept from its queue for longer than that holds.
-const SHARE: f64 = 0.9;
+/// Of what a node takes in, so much is to come out again. On a machine with other work the far end may be kept from its queue for
+/// longer than that holds.
+const SHARE: f64 = 0.98;
+/// With less, a sample is none.
+const LEAST_SHARE: f64 = 0.75;
 const TRIES: u32 = 4;
 /// Each packet begins a flow.
 const NEW_FLOWS: u32 = 1 << 24;
@@ -94,7 +96,7 @@ fn race(
     Ok(figure)
 }
 
-/// What came out is what went in, but for what the far end had no time for.
+/// What came out is what went in, but for what the far end had no time for: of several tries the one with the least loss.
 fn sample(
     nodes: &Nodes,
     effort: Effort,
@@ -102,18 +104,24 @@ fn sample(
     traffic: &Traffic,
     forwards: fn(Kind) -> bool,
 ) -> Result<Sample> {
-    let mut shares = Vec::new();
+    let mut best: Option<(f64, Sample)> = None;
     for _ in 0..TRIES {
         let sample = nodes.far.measure(&contestant.wire, traffic, effort.packets(contestant.kind))?;
         let out = if forwards(contestant.kind) { sample.forwarded } else { sample.arrived };
         let share = out as f64 / sample.taken as f64;
-        if share >= SHARE {
-            return Ok(sample);
+        if best.is_none_or(|(most, _)| share > most) {
+            best = Some((share, sample));
         }
-        shares.push(format!("{share:.3}"));
+        if share >= SHARE {
+            break;
+        }
     }
-    ensure!(false, "{}: of what went in, there came out {}", contestant.name, shares.join(", "));
-    unreachable!()
+    let (share, sample) = best.context("no try")?;
+    ensure!(share >= LEAST_SHARE, "{}: of what went in, there came out {share:.3}", contestant.name);
+    if share < SHARE {
+        println!("    {}: of what went in, there came out {share:.3}", contestant.name);
+    }
+    Ok(sample)
 }
 
 /// Known flows beside many Services, and new flows: P3.

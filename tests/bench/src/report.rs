@@ -49,10 +49,10 @@ pub(crate) fn read(path: &Path) -> Result<Run> {
     serde_json::from_slice(&text).with_context(|| format!("{} is no file that this command wrote", path.display()))
 }
 
-pub(crate) fn write(path: &Path, machine: Machine, figures: Vec<Figure>) -> Result<()> {
+pub(crate) fn write(path: &Path, machine: &Machine, figures: &[Figure]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let text = serde_json::to_vec_pretty(&Run { machine, figures })?;
+    let text = serde_json::to_vec_pretty(&Run { machine: machine.clone(), figures: figures.to_vec() })?;
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
