@@ -13,7 +13,7 @@ use plotters::prelude::{
 
 use crate::figure::{Figure, Spread};
 
-const SIZE: (u32, u32) = (860, 480);
+const SIZE: (u32, u32) = (920, 480);
 const GREY: RGBColor = RGBColor(0x80, 0x80, 0x80);
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0x2f, 0x81, 0xf7),
@@ -139,7 +139,7 @@ impl Plot {
         let root = SVGBackend::new(path, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
             .margin(14)
-            .margin_right(230)
+            .margin_right(290)
             .caption(self.title, font(17))
             .x_label_area_size(44)
             .y_label_area_size(70)
@@ -174,7 +174,7 @@ fn legend(
     names: &[(&String, RGBColor)],
 ) -> Result<(), Box<dyn std::error::Error>> {
     for (index, (name, colour)) in names.iter().enumerate() {
-        let (x, y) = (SIZE.0 as i32 - 232, 56 + 24 * index as i32);
+        let (x, y) = (SIZE.0 as i32 - 292, 56 + 24 * index as i32);
         root.draw(&PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(3)))?;
         let style = ("sans-serif", 13).into_font().color(&GREY);
         root.draw(&Text::new(name.as_str(), (x + 26, y - 7), style))?;
