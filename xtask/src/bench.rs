@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 use crate::step::{cargo, root, shown};
 use crate::{host, setup};
 
-/// Measure what svc costs, beside the floor; docs/benchmarks.md says how.
+/// Measure what svc costs, beside kube-proxy and beside the floor; docs/benchmarks.md says how.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Fewer rounds, and not the largest sizes: a few minutes.
     #[arg(long)]
     quick: bool,
-    /// Only rows whose name begins with one of these.
+    /// Only these rows, and those that are measured along with them: P1, P12, ...
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
     /// The raw figures of an earlier run, to compare with.

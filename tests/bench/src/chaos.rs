@@ -84,7 +84,7 @@ impl World {
         let begin = Instant::now();
         happen(self).with_context(|| what.to_owned())?;
         thread::sleep(Duration::from_secs(1));
-        let mut figure = Figure::new("E2", what.to_owned(), "");
+        let mut figure = Figure::new("P12", what.to_owned(), "");
         figure.add("seconds", begin.elapsed().as_secs_f64());
         for (name, loads) in [("new connections", &self.new), ("requests on old ones", &self.staying)] {
             let tallies: Vec<_> = loads.iter().map(Load::tally).collect();

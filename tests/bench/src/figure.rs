@@ -1,5 +1,6 @@
 //! What was measured: samples of each contestant, taken in turn, so that what disturbs the machine disturbs all.
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,10 +15,38 @@ pub(crate) struct Figure {
 }
 
 /// Two contestants, the first one's figure divided by the second's.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Ratio {
+    /// The figure's own, or another one that it answers as well.
+    pub(crate) row: String,
     pub(crate) of: String,
     pub(crate) to: String,
+    pub(crate) goal: Option<Goal>,
+}
+
+/// What a ratio's median is to be.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Goal {
+    pub(crate) fn reached(self, median: f64) -> bool {
+        match self {
+            Goal::AtMost(most) => median <= most,
+            Goal::AtLeast(least) => median >= least,
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Goal::AtMost(most) => write!(f, "at most {most}"),
+            Goal::AtLeast(least) => write!(f, "at least {least}"),
+        }
+    }
 }
 
 /// The middle, and the quarters on both sides of it.
@@ -49,8 +78,14 @@ impl Figure {
     }
 
     #[must_use]
-    pub(crate) fn ratio(mut self, of: &str, to: &str) -> Self {
-        self.ratios.push(Ratio { of: of.to_owned(), to: to.to_owned() });
+    pub(crate) fn ratio(self, of: &str, to: &str) -> Self {
+        let row = self.row.clone();
+        self.ratio_of(&row, of, to, None)
+    }
+
+    #[must_use]
+    pub(crate) fn ratio_of(mut self, row: &str, of: &str, to: &str, goal: Option<Goal>) -> Self {
+        self.ratios.push(Ratio { row: row.to_owned(), of: of.to_owned(), to: to.to_owned(), goal });
         self
     }
 
@@ -64,7 +99,7 @@ impl Figure {
 
 #[cfg(test)]
 mod tests {
-    use super::{Figure, Spread};
+    use super::{Figure, Goal, Spread};
 
     #[test]
     fn the_median_is_the_middle_sample() {
@@ -73,8 +108,14 @@ mod tests {
     }
 
     #[test]
+    fn a_goal_itself_reaches_it() {
+        assert!(Goal::AtMost(1.0).reached(1.0) && !Goal::AtMost(1.0).reached(1.1));
+        assert!(Goal::AtLeast(1.0).reached(1.0) && !Goal::AtLeast(1.0).reached(0.9));
+    }
+
+    #[test]
     fn a_ratio_is_of_samples_of_one_round() {
-        let mut figure = Figure::new("R0", "case".to_owned(), "ns").ratio("ours", "floor");
+        let mut figure = Figure::new("P0", "case".to_owned(), "ns").ratio("ours", "floor");
         for (ours, floor) in [(2., 1.), (8., 4.), (3., 1.)] {
             figure.add("ours", ours);
             figure.add("floor", floor);

@@ -117,7 +117,7 @@ impl Case {
 }
 
 /// The generators and the floors, loaded in the calling thread's network namespace.
-struct Bench(Ebpf);
+pub(crate) struct Bench(Ebpf);
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Contestant {
@@ -156,9 +156,11 @@ impl Contestant {
 }
 
 impl Bench {
-    fn load() -> Result<Self> {
+    pub(crate) fn load() -> Result<Self> {
         let mut ebpf = EbpfLoader::new().btf(None).load(OBJECT)?;
-        for name in ["generate_xdp", "generate_only", "empty_xdp", "lookup_xdp"] {
+        for name in
+            ["generate_xdp", "generate_only", "empty_xdp", "lookup_xdp", "generate_live", "lookup_live", "arrive"]
+        {
             let program: &mut Xdp = ebpf.program_mut(name).expect("it is in the object").try_into()?;
             program.load()?;
         }
@@ -169,7 +171,7 @@ impl Bench {
         Ok(Bench(ebpf))
     }
 
-    fn map(&self, name: &str) -> BorrowedFd<'_> {
+    pub(crate) fn map(&self, name: &str) -> BorrowedFd<'_> {
         use aya::maps::Map;
         let (Map::Array(map) | Map::ProgramArray(map)) = self.0.map(name).expect("it is in the object") else {
             panic!("{name} is of an unknown type");
@@ -177,7 +179,7 @@ impl Bench {
         map.fd().as_fd()
     }
 
-    fn program(&self, name: &str) -> Result<&ProgramFd> {
+    pub(crate) fn program(&self, name: &str) -> Result<&ProgramFd> {
         let program = self.0.program(name).expect("it is in the object");
         Ok(program.fd()?)
     }
@@ -233,7 +235,7 @@ pub(crate) fn hits(effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
                 }
                 node.moved();
                 let template = case.template(ACK, flows - 1, false, 0);
-                let figure = Figure::new("R1", format!("{}, {flows} flows", case.name()), "ns a packet");
+                let figure = Figure::new("P1p", format!("{}, {flows} flows", case.name()), "ns a packet");
                 let figure = race(bench, node, figure, rounds, packets, |_| template)?;
                 let moved = node.moved();
                 let expected = 2 * u64::from(rounds * packets);
@@ -258,7 +260,7 @@ pub(crate) fn opens(effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> 
         let figure = on(case, |node, bench| {
             node.forget();
             node.moved();
-            let figure = Figure::new("R2", case.name(), "ns a packet");
+            let figure = Figure::new("P3p", case.name(), "ns a packet");
             let figure = race(bench, node, figure, rounds, packets, |turn| {
                 case.template(SYN, (1 << 24) - 1, true, turn * packets)
             })?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::figure::{Figure, Spread};
+use crate::figure::{Figure, Ratio, Spread};
 
 /// What the figures are of.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub(crate) struct Machine {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Run {
     machine: Machine,
-    figures: Vec<Figure>,
+    pub(crate) figures: Vec<Figure>,
 }
 
 impl Machine {
@@ -49,10 +49,10 @@ pub(crate) fn read(path: &Path) -> Result<Run> {
     serde_json::from_slice(&text).with_context(|| format!("{} is no file that this command wrote", path.display()))
 }
 
-pub(crate) fn write(path: &Path, machine: Machine, figures: Vec<Figure>) -> Result<()> {
+pub(crate) fn write(path: &Path, machine: &Machine, figures: &[Figure]) -> Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let text = serde_json::to_vec_pretty(&Run { machine, figures })?;
+    let text = serde_json::to_vec_pretty(&Run { machine: machine.clone(), figures: figures.to_vec() })?;
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -64,12 +64,16 @@ pub(crate) fn print(figure: &Figure, before: Option<&Run>) {
     println!("    {} {}", medians.collect::<Vec<_>>().join(", "), figure.unit);
     for ratio in &figure.ratios {
         let Some(Spread { low, median, high }) = figure.spread(ratio) else { continue };
-        let mut line = format!("    {} / {}: {median:.2} ({low:.2} to {high:.2})", ratio.of, ratio.to);
+        let Ratio { row, of, to, goal } = ratio;
+        let mut line = format!("    {row}: {of} / {to}: {median:.3} ({low:.3} to {high:.3})");
+        if let Some(goal) = goal {
+            line += &format!(", {goal}: {}", if goal.reached(median) { "reached" } else { "NOT reached" });
+        }
         let old = before.and_then(|run| {
             run.figures.iter().find(|old| (&old.row, &old.case) == (&figure.row, &figure.case))?.spread(ratio)
         });
         if let Some(old) = old {
-            line += &format!(", before {:.2}", old.median);
+            line += &format!(", before {:.3}", old.median);
         }
         println!("{line}");
     }

@@ -77,13 +77,13 @@ fn size(services: u32, effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<(
     control_plane.create(&world.lab, &canary(&BACKENDS[0]))?;
 
     let case = |what: &str| format!("{what}, {services} Services of {ENDPOINTS} endpoints");
-    let figure = |what: &str, unit: &str| Figure::new("E1", case(what), unit).ratio(SVC, KUBE_PROXY);
-    let mut start = figure("start to the last Service answering, nothing being there", "s");
-    let mut restart = figure("restart to all being in force, the kernel's tables being there", "s");
-    let mut change = figure("one endpoint change, from the API write to the new backend answering", "ms");
-    let mut cost = figure("CPU time of one endpoint change, both nodes together", "ms");
-    let mut resident = figure("resident memory of one node's process", "MiB");
-    let mut maps = figure("the kernel's tables of one node", "MiB");
+    let figure = |row: &str, what: &str, unit: &str| Figure::new(row, case(what), unit).ratio(SVC, KUBE_PROXY);
+    let mut start = figure("P10", "start to the last Service answering, nothing being there", "s");
+    let mut restart = figure("P10", "restart to all being in force, the kernel's tables being there", "s");
+    let mut change = figure("P9", "one endpoint change, from the API write to the new backend answering", "ms");
+    let mut cost = figure("P9", "CPU time of one endpoint change, both nodes together", "ms");
+    let mut resident = figure("P11", "resident memory of one node's process", "MiB");
+    let mut maps = figure("P11", "the kernel's tables of one node", "MiB");
     for (name, changes) in
         [(SVC, if effort.quick { 50 } else { 200 }), (KUBE_PROXY, if effort.quick { 10 } else { 15 })]
     {
