@@ -169,8 +169,17 @@ fn every_flag_that_the_documents_name_is_one() {
     let all = command.get_subcommands().flat_map(clap::Command::get_arguments).chain(command.get_arguments());
     let known: BTreeSet<String> = all.filter_map(Arg::get_long).map(|long| format!("--{long}")).collect();
     // kubectl svc's, kubectl's, kube-proxy's, kube-apiserver's, xtask's.
-    let others =
-        ["--help", "--all-nodes", "--cleanup", "--enable-admission-plugins", "--kernel", "--config", "--objects"];
+    let others = [
+        "--help",
+        "--all-nodes",
+        "--cleanup",
+        "--enable-admission-plugins",
+        "--kernel",
+        "--config",
+        "--objects",
+        "--name",
+        "--only",
+    ];
     let mut seen = 0;
     for (document, text) in DOCUMENTS {
         let is_flag =
@@ -195,11 +204,15 @@ fn difference(documented: &BTreeSet<String>, told: &BTreeSet<String>) -> [Vec<St
     [documented.difference(told).cloned().collect(), told.difference(documented).cloned().collect()]
 }
 
-/// The names in a cell: `a_total, _pending` are a_total and a_pending.
+/// The names in a cell: `a_total{label}, _pending` are a_total and a_pending.
 fn metric_names(cell: &str) -> Vec<String> {
+    let without_labels: String = cell
+        .split('{')
+        .enumerate()
+        .map(|(at, part)| if at == 0 { part } else { part.split_once('}').unwrap().1 })
+        .collect();
     let mut names: Vec<String> = Vec::new();
-    for name in cell.split(", ") {
-        let name = name.split('{').next().unwrap();
+    for name in without_labels.split(", ") {
         match (name.strip_prefix('_'), names.last()) {
             (Some(suffix), Some(last)) => {
                 let (stem, _) = last.rsplit_once('_').unwrap();

@@ -35,30 +35,33 @@ pub struct Ran {
     pub nanoseconds: u32,
 }
 
+/// The part of union bpf_attr that is BPF_PROG_TEST_RUN's.
+#[repr(C)]
+#[derive(Default)]
+struct Attr {
+    program: u32,
+    verdict: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    pad: u32,
+}
+
+const PROG_TEST_RUN: i64 = 10;
+
 /// # Errors
 /// What the kernel says.
 pub fn run(program: BorrowedFd<'_>, context: Context, packet: &[u8]) -> io::Result<Ran> {
-    /// The part of union bpf_attr that is BPF_PROG_TEST_RUN's.
-    #[repr(C)]
-    struct Attr {
-        program: u32,
-        verdict: u32,
-        size_in: u32,
-        size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        context_size_in: u32,
-        context_size_out: u32,
-        context_in: u64,
-        context_out: u64,
-        flags: u32,
-        cpu: u32,
-        batch: u32,
-        pad: u32,
-    }
-    const PROG_TEST_RUN: i64 = 10;
     // A piece of a datagram may come out as one that waited for it, of up to 9216 bytes.
     let mut output = vec![0u8; packet.len().max(9216) + 256];
     let mut words = [0u32; 48];
@@ -76,23 +79,34 @@ pub fn run(program: BorrowedFd<'_>, context: Context, packet: &[u8]) -> io::Resu
     };
     let mut attr = Attr {
         program: program.as_raw_fd() as u32,
-        verdict: 0,
         size_in: packet.len() as u32,
         size_out: output.len() as u32,
         data_in: packet.as_ptr() as u64,
         data_out: output.as_mut_ptr() as u64,
         repeat: context.repeat,
-        duration: 0,
         context_size_in: context_size,
-        context_size_out: 0,
         context_in: words.as_ptr() as u64,
-        context_out: 0,
-        flags: 0,
-        cpu: 0,
-        batch: 0,
-        pad: 0,
+        ..Attr::default()
     };
     bpf(PROG_TEST_RUN, &mut attr)?;
     output.truncate(attr.size_out as usize);
     Ok(Ran { verdict: attr.verdict, packet: output, nanoseconds: attr.duration })
+}
+
+/// Frames that are sent on as an XDP program says (BPF_F_TEST_XDP_LIVE_FRAMES), `batch` of them together.
+///
+/// # Errors
+/// What the kernel says.
+pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], frames: u32, batch: u32) -> io::Result<()> {
+    const LIVE_FRAMES: u32 = 1 << 1;
+    let mut attr = Attr {
+        program: program.as_raw_fd() as u32,
+        size_in: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        repeat: frames,
+        flags: LIVE_FRAMES,
+        batch,
+        ..Attr::default()
+    };
+    bpf(PROG_TEST_RUN, &mut attr).map(drop)
 }

@@ -15,7 +15,7 @@ use svc_agent::sys::{self, Plain};
 use svc_common::checksum;
 use svc_dataplane::packet::{TCP, UDP};
 use svc_lab::netns::Netns;
-use svc_tests::test_run::bpf;
+use svc_tests::test_run::{bpf, run_live};
 
 use crate::packets::Bench;
 use crate::template::{AGE_SHIFT, AGES, BACKENDS, LIVE_WORDS, Live, at};
@@ -384,43 +384,6 @@ fn attach(program: BorrowedFd<'_>, interface: u32, hook: Hook) -> io::Result<Own
     let link = bpf(LINK_CREATE, &mut [program.as_raw_fd() as u32, interface, kind, flags, 0, 0, 0, 0])?;
     // SAFETY: it was just opened, and no one else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(link as i32) })
-}
-
-/// BPF_PROG_TEST_RUN with live frames, of which so many are sent on together.
-fn run_live(program: BorrowedFd<'_>, frame: &[u8], frames: u32, batch: u32) -> io::Result<()> {
-    /// The part of union bpf_attr that is BPF_PROG_TEST_RUN's.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attr {
-        program: u32,
-        verdict: u32,
-        size_in: u32,
-        size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        context_size_in: u32,
-        context_size_out: u32,
-        context_in: u64,
-        context_out: u64,
-        flags: u32,
-        cpu: u32,
-        batch: u32,
-        pad: u32,
-    }
-    const PROG_TEST_RUN: i64 = 10;
-    const LIVE_FRAMES: u32 = 1 << 1;
-    let mut attr = Attr {
-        program: program.as_raw_fd() as u32,
-        size_in: frame.len() as u32,
-        data_in: frame.as_ptr() as u64,
-        repeat: frames,
-        flags: LIVE_FRAMES,
-        batch,
-        ..Attr::default()
-    };
-    bpf(PROG_TEST_RUN, &mut attr).map(drop)
 }
 
 fn generic_receive_offload(interface: &str) -> Result<()> {
