@@ -43,11 +43,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         shown(program("svc-lab")?.arg("control-plane"))?;
     }
     shown(cargo().args(["test", "--"]).args(&options.filters))?;
+    // First, so that what is read last is what cargo says of all others.
+    let conformant = if control_plane && options.filters.is_empty() { conformance() } else { Ok(()) };
     let result = shown(&mut root_tests(control_plane, &options.filters)?);
     let result = result.and(shown(&mut debug_kernel_part(&options.filters)));
     // A test that was killed could not tidy up after itself.
     shown(program("svc-lab")?.arg("clean"))?;
-    if control_plane && options.filters.is_empty() { result.and(conformance()) } else { result }
+    conformant.and(result)
 }
 
 /// Where the cluster's programs have been built: that takes half an hour, which no run of the tests has.
