@@ -71,17 +71,21 @@ fn nothing_is_kept_without_a_lease(#[values(V4, V6)] family: Family) {
 fn a_change_that_nobody_tells_of_is_seen_after_a_tick(#[values(V4, V6)] family: Family) {
     const TICK: Duration = Duration::from_nanos(1 << 27);
     with_flow(family, |node, packet| {
-        let mut was_kept = false;
-        for last in [NEW, OLD, NEW, OLD] {
+        // Where a tick ends between the packet and the change nothing is kept: then once more.
+        for last in [NEW, OLD].into_iter().cycle().take(100) {
             sent_to(node, packet);
             move_gateway(family, last);
             let changed = Instant::now();
+            let mut was_kept = false;
             while sent_to(node, packet) != last {
                 was_kept = true;
                 assert!(changed.elapsed() < 10 * TICK, "the old neighbour's address is kept for good");
             }
+            if was_kept {
+                return;
+            }
         }
-        assert!(was_kept, "nothing was kept, four times");
+        panic!("nothing was kept, a hundred times");
     });
 }
 
