@@ -1,7 +1,8 @@
 //! Next hops that XDP has asked the kernel for, kept for the packets that follow: asking costs as much as all the rest.
 //!
-//! Each CPU has its own, which no other writes. One holds for a tick at most, and only while the agent, which hears of every
-//! change to routes and neighbours, lets it: see [`HopLease`].
+//! Each CPU has its own, which no other writes. One holds for a tick at most, after which what nobody hears of is seen, such as
+//! an MTU that a router has reported; and only while the agent, which hears of every change to routes and neighbours, lets it:
+//! see [`HopLease`].
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
@@ -9,12 +10,10 @@ use svc_common::Addr;
 use svc_common::map::HopLease;
 use svc_ebpf::forward::Hop;
 
+use super::ticks::TICK_SHIFT;
+
 /// Binary logarithm of their number.
 const HOPS_SHIFT: u32 = 10;
-/// Binary logarithm of a tick in nanoseconds (134 ms): what nobody hears of, such as an MTU that a router has reported, is
-/// seen after as long.
-const TICK_SHIFT: u32 = 27;
-
 #[btf_map]
 static HOPS: PerCpuArray<Known, { 1 << HOPS_SHIFT }> = PerCpuArray::new();
 #[btf_map]
@@ -51,11 +50,13 @@ fn place(dst: &Addr) -> Option<*mut Known> {
 /// known.
 #[inline(never)]
 pub(super) fn find(moment: u64, dst: &Addr, length: u16, hop: &mut Hop) -> bool {
+    if moment == 0 {
+        return false;
+    }
     let Some(known) = place(dst) else { return false };
     // SAFETY: this CPU's own, which XDP alone writes.
     let known = unsafe { &*known };
-    if moment == 0 || known.moment != moment || known.dst != *dst || known.ifindex != hop.ifindex || known.mtu < length
-    {
+    if known.moment != moment || known.dst != *dst || known.ifindex != hop.ifindex || known.mtu < length {
         return false;
     }
     hop.macs = known.macs;
@@ -65,6 +66,9 @@ pub(super) fn find(moment: u64, dst: &Addr, length: u16, hop: &mut Hop) -> bool 
 
 #[inline(never)]
 pub(super) fn keep(moment: u64, dst: &Addr, hop: &Hop) {
+    if moment == 0 {
+        return;
+    }
     if let Some(known) = place(dst) {
         // SAFETY: as in `find`.
         let known = unsafe { &mut *known };

@@ -17,7 +17,7 @@ use svc_ebpf::tables::{BackendSet, Sockets, Tables};
 use svc_ebpf::visit::Visit;
 use svc_ebpf::wire::Scratch;
 
-use super::{global, monitor};
+use super::{global, monitor, ticks};
 
 type Slots = Array<BackendSlot, 1, { BPF_F_INNER_MAP as usize }>;
 
@@ -61,7 +61,7 @@ static TURN: Array<u32, 1> = Array::new();
 #[btf_map]
 static REJECTS: PerCpuArray<Rejects, 1> = PerCpuArray::new();
 
-/// Rejections that this CPU has sent in a tick of 2^27 ns.
+/// Rejections that this CPU has sent in a tick.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Rejects {
@@ -69,23 +69,15 @@ struct Rejects {
     sent: u32,
 }
 
-const REJECT_TICK_SHIFT: u32 = 27;
-/// For each CPU and tick of 134 ms: ten thousand a second, as many as the kernel sends ICMP messages (icmp_msgs_per_sec).
-const REJECTS_A_TICK: u32 = 1342;
-
 /// Whether one more rejection may be sent: a flood of packets to be rejected must not become a flood of answers.
 #[inline(always)]
 pub(super) fn may_reject() -> bool {
     // SAFETY: no arguments.
-    let tick = (unsafe { bpf_ktime_get_coarse_ns() } >> REJECT_TICK_SHIFT) as u32;
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
     let Some(rejects) = REJECTS.get_ptr_mut(0) else { return false };
     // SAFETY: this CPU's own.
     let rejects = unsafe { &mut *rejects };
-    if rejects.tick != tick {
-        *rejects = Rejects { tick, sent: 0 };
-    }
-    rejects.sent += 1;
-    rejects.sent <= REJECTS_A_TICK
+    ticks::has_room(&mut rejects.tick, &mut rejects.sent, now)
 }
 
 /// One a hook, since a packet leaving may interrupt nothing but another hook's.

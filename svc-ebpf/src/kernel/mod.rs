@@ -10,6 +10,7 @@ mod route;
 mod sk_lookup;
 mod sock_addr;
 mod tc;
+mod ticks;
 mod xdp;
 
 #[panic_handler]

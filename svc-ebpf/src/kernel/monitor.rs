@@ -13,6 +13,7 @@ use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::socket::Request;
 
 use super::maps::BACKENDS;
+use super::ticks;
 
 /// Written by monitors only.
 #[btf_map]
@@ -26,10 +27,6 @@ static EVENTS_TOLD: PerCpuArray<Told, MAX_MONITORS> = PerCpuArray::new();
 /// give tens of megabytes to it.
 #[btf_map]
 static CONNECTIONS: Array<u64, 65536> = Array::new();
-
-const TICK_SHIFT: u32 = 27;
-/// For each monitor, CPU and tick of 134 ms: ten thousand a second. A flood must not cost more than it does by itself.
-const TOLD_A_TICK: u32 = 1342;
 
 #[inline(always)]
 pub(super) fn opened(headers: &Headers, hit: &flow::Hit, bytes: u32, ifindex: u32) {
@@ -89,12 +86,8 @@ fn tell_one(slot: u32, reason: u32, write: &impl Fn(*mut Event)) {
     let Some(told) = EVENTS_TOLD.get_ptr_mut(slot) else { return };
     // SAFETY: this CPU's own.
     let told = unsafe { &mut *told };
-    let tick = (now >> TICK_SHIFT) as u32;
-    if told.tick != tick {
-        (told.tick, told.told) = (tick, 0);
-    }
-    told.told += 1;
-    if told.told > TOLD_A_TICK {
+    // A flood must not cost more than it does by itself.
+    if !ticks::has_room(&mut told.tick, &mut told.told, now) {
         told.lost += 1;
         return;
     }
