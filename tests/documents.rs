@@ -10,8 +10,8 @@ use svc_agent::notes::Reason;
 use svc_lab::agent::ask;
 use svc_lab::topology::NODES;
 use svc_tests::cluster::{Cluster, http_get_path, service};
+use svc_tests::operations::{OPERATIONS, table};
 
-const OPERATIONS: &str = include_str!("../docs/operations.md");
 const FLAGS: &str = include_str!("../docs/flags.md");
 const DOCUMENTS: [(&str, &str); 9] = [
     ("README.md", include_str!("../README.md")),
@@ -191,13 +191,6 @@ fn every_flag_that_the_documents_name_is_one() {
         }
     }
     assert!(seen > 50, "{seen}");
-}
-
-/// The first table below a heading of operations.md, without its own first two lines, in cells.
-fn table(heading: &str) -> Vec<Vec<&'static str>> {
-    let (_, section) = OPERATIONS.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
-    let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
-    rows.skip(2).map(|row| row.trim_matches('|').split('|').map(str::trim).collect()).collect()
 }
 
 fn difference(documented: &BTreeSet<String>, told: &BTreeSet<String>) -> [Vec<String>; 2] {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rstest::rstest;
 use svc_agent::dataplane::State;
+use svc_agent::host::monotonic_nanoseconds;
 use svc_agent::inspect::Pins;
 use svc_agent::inspect::map::Link;
 use svc_agent::sys::{self, Plain};
@@ -230,17 +231,11 @@ fn lease(cluster: &Cluster) -> HopLease {
     sys::lookup(map(cluster, pin::HOP_LEASE).as_fd(), &0u32).unwrap()
 }
 
-/// Of the lease's clock.
-fn now() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
-    Duration::from(now).as_nanos() as u64
-}
-
 #[track_caller]
 fn lent_anew(cluster: &Cluster, old: u32) -> u32 {
     eventually("next hops may be kept again", || {
         let lease = lease(cluster);
-        (lease.generation != old && lease.until > now()).then_some(lease.generation)
+        (lease.generation != old && lease.until > monotonic_nanoseconds()).then_some(lease.generation)
     })
 }
 
@@ -291,7 +286,7 @@ fn no_next_hop_is_kept_once_the_agent_has_ended() {
     lent_anew(&cluster, 0);
     cluster.kill_agent(&NODES[0]);
     thread::sleep(Duration::from_millis(3_100));
-    assert!(lease(&cluster).until <= now());
+    assert!(lease(&cluster).until <= monotonic_nanoseconds());
 }
 
 #[test]

@@ -14,6 +14,7 @@ use svc_lab::client::Options;
 use svc_lab::load::Tally;
 use svc_lab::topology::{CLIENT, NODES, OUTSIDE, PORT};
 use svc_tests::cluster::{CLUSTER_IP, Cluster, REFUSED, all_backends, endpoint, service, service_of};
+use svc_tests::operations::table;
 
 const NODE_A: &str = NODES[0].name;
 const SOON: Duration = Duration::from_secs(2);
@@ -263,14 +264,6 @@ fn cve_2021_25740_a_service_leads_where_its_own_namespaces_slices_say() {
     cluster.expect_soon(SOON, OUTSIDE, "http://172.31.0.12:30066/", &["a1"]);
 }
 
-/// Of operations.md: the rows of a table below this heading.
-fn rows(heading: &str) -> Vec<Vec<String>> {
-    let document = include_str!("../docs/operations.md");
-    let (_, section) = document.split_once(heading).expect("operations.md has this heading");
-    let table = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
-    table.skip(2).map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
-}
-
 /// A process's sockets that anybody could send to: protocol and local address as the kernel writes them, or a name.
 fn open_sockets(pid: u32) -> BTreeSet<String> {
     let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
@@ -329,7 +322,7 @@ fn nothing_listens_but_what_the_document_says() {
     edge["spec"]["clusterIPs"] = json!(["10.96.0.91", "fd00:10:96::91"]);
     put(&mut cluster, [edge, slice]);
     cluster.lab.wait_for_port(NODE_A, 32_100).unwrap();
-    let rows = rows("### What listens");
+    let rows = table("### What listens");
     let listed = rows.iter().map(|row| row[0].trim_matches('`').replace("healthCheckNodePort", "32100"));
     let documented: BTreeSet<String> = listed.map(|address| as_the_kernel_writes_it(&address)).collect();
     assert_eq!(open_sockets(cluster.agent_pid(&NODES[0])), documented);

@@ -70,11 +70,17 @@ impl Census {
         census.entries.insert(pin::FLOWS, used);
         census.max_entries.insert(pin::FLOWS, cells);
         for name in SIZED {
-            census.max_entries.insert(name, sys::map_info(open(name)?.as_fd())?.max_entries as usize);
+            let map = open(name)?;
+            census.max_entries.insert(name, sys::map_info(map.as_fd())?.max_entries as usize);
+            let used = match name {
+                pin::SOCKETS => count::<SocketKey, SocketPeer>(&map)?,
+                pin::AFFINITY => count::<AffinityKey, Affinity>(&map)?,
+                pin::FRAGMENTS => count::<FragmentKey, FragmentPorts>(&map)?,
+                // The agent knows.
+                _ => continue,
+            };
+            census.entries.insert(name, used);
         }
-        census.entries.insert(pin::SOCKETS, count::<SocketKey, SocketPeer>(&open(pin::SOCKETS)?)?);
-        census.entries.insert(pin::AFFINITY, count::<AffinityKey, Affinity>(&open(pin::AFFINITY)?)?);
-        census.entries.insert(pin::FRAGMENTS, count::<FragmentKey, FragmentPorts>(&open(pin::FRAGMENTS)?)?);
 
         let services = open(pin::SERVICES)?;
         let name = |id: u32| sys::lookup::<u32, ServiceName>(services.as_fd(), &id).ok();

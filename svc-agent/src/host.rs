@@ -374,7 +374,7 @@ pub fn monotonic_seconds() -> u32 {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() as u32)
 }
 
-/// Of CLOCK_MONOTONIC, by which monitors go.
+/// Of CLOCK_MONOTONIC, by which leases to the kernel part go.
 pub fn monotonic_nanoseconds() -> u64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     time.map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)

@@ -109,24 +109,20 @@ impl Pins {
     /// # Errors
     /// Where a map cannot be read.
     pub fn state(&self) -> anyhow::Result<State> {
-        let services: BTreeMap<u32, ServiceName> = self.entries(pin::SERVICES)?.into_iter().collect();
+        let names = self.names()?;
         let mut sets = self.sets()?;
         // What was once a set stays an empty one.
-        sets.retain(|set, slots| !slots.is_empty() || services.contains_key(&(set / 2)));
+        sets.retain(|set, slots| !slots.is_empty() || names.services.contains_key(&(set / 2)));
         Ok(State {
-            frontends: self.entries::<FrontendKey, Frontend>(pin::FRONTENDS)?.into_iter().collect(),
             sets,
-            backends: self.backends()?.into_iter().collect(),
-            addresses: self.entries::<Addr, AddressFlags>(pin::ADDRESSES)?.into_iter().collect(),
-            services,
             source_ranges: self
                 .trie_entries::<SourceRangeKey, u32>(pin::SOURCE_RANGES)?
                 .into_iter()
                 .map(|(key, _)| key)
                 .collect(),
             cidrs: self.trie_entries::<CidrKey, CidrFlags>(pin::CIDRS)?.into_iter().collect(),
-            config: self.config()?,
             uplinks: self.entries::<u32, Uplink>(pin::UPLINKS)?.into_iter().collect(),
+            ..names
         })
     }
 

@@ -2,7 +2,7 @@
 //! one way, and nothing of it has changed.
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,14 +10,13 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use nix::time::{ClockId, clock_gettime};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use svc_common::map::{HopLease, pin};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use crate::sys;
+use crate::{host, sys};
 
 /// Of a lease, so that nothing is kept for longer than this where the agent has ended.
 const LEASE: Duration = Duration::from_secs(3);
@@ -27,18 +26,18 @@ const REREAD: Duration = Duration::from_secs(60);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Never returns. `bpffs`: where the maps are pinned. Where the kernel's notices cannot be had no next hop is kept.
-pub async fn run(bpffs: &Path) {
+/// Never returns. `maps`: where they are pinned. Where the kernel's notices cannot be had no next hop is kept.
+pub async fn run(maps: PathBuf) {
     loop {
-        if let Err(error) = follow(bpffs).await {
+        if let Err(error) = follow(&maps).await {
             warn!("next hops are asked for packet by packet: {error:#}");
         }
         sleep(RETRY).await;
     }
 }
 
-async fn follow(bpffs: &Path) -> anyhow::Result<()> {
-    let map = sys::open_pin(&bpffs.join("maps").join(pin::HOP_LEASE)).context("cannot open the map hop_lease")?;
+async fn follow(maps: &Path) -> anyhow::Result<()> {
+    let map = sys::open_pin(&maps.join(pin::HOP_LEASE)).context("cannot open the map hop_lease")?;
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -122,8 +121,7 @@ impl Lender {
     }
 
     fn lend(&self) -> anyhow::Result<()> {
-        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?);
-        self.write((now + LEASE).as_nanos() as u64)
+        self.write(host::monotonic_nanoseconds() + LEASE.as_nanos() as u64)
     }
 
     fn write(&self, until: u64) -> anyhow::Result<()> {

@@ -1,5 +1,5 @@
-//! Frees what has outlived its limit in the flow table, and what monitors had that have died. The kernel part does so by itself where it meets such a flow; but a
-//! cell's clock goes round in 39 hours, after which an old flow would look young again.
+//! Frees what has outlived its limit in the flow table, and what monitors had that have died. The kernel part frees such a flow
+//! where it meets it; but a cell's clock goes round in 39 hours, after which an old flow would look young again.
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use super::LogFormat;
-use super::print::escape;
+use super::print::{escape, one_line};
 
 pub(super) fn start(filter: EnvFilter, format: LogFormat) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
@@ -29,10 +29,6 @@ pub(super) fn start(filter: EnvFilter, format: LogFormat) {
             .init(),
         LogFormat::Json => log.with_writer(|| Escaped(io::stderr())).json().flatten_event(true).init(),
     }
-}
-
-fn one_line(text: &str) -> String {
-    escape(text).replace('\n', "\\n")
 }
 
 /// Of lines of JSON, whose strings mean the same afterwards. Each comes by one call.

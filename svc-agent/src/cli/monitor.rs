@@ -15,7 +15,7 @@ use svc_common::{Kind, Reason};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::namespaces::Namespaces;
-use super::print::escape;
+use super::print::one_line;
 use super::selector::Selector;
 use crate::go_duration;
 use crate::inspect::Pins;
@@ -236,7 +236,7 @@ impl<'a> Printer<'a> {
             Format::Text => words(item),
             Format::Json => serde_json::to_string(item)?,
         };
-        text.push_str(&escape(&line).replace('\n', "\\n"));
+        text.push_str(&one_line(&line));
         text.push('\n');
         Ok(())
     }

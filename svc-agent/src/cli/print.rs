@@ -83,6 +83,11 @@ pub fn escape(text: &str) -> String {
     safe
 }
 
+/// [`escape`], of what is one line.
+pub fn one_line(text: &str) -> String {
+    escape(text).replace('\n', "\\n")
+}
+
 /// Directions, joiners and separators (Unicode's Cf, Zl and Zp, as far as they change how other text looks).
 fn is_invisible(character: char) -> bool {
     matches!(character, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')

@@ -383,8 +383,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         Departures::default()
     };
     let maps = args.bpffs.join(MAPS);
-    tokio::spawn(sweep::run(args.bpffs.clone()));
-    tokio::spawn(async move { next_hops::run(&args.bpffs).await });
+    tokio::spawn(next_hops::run(maps.clone()));
+    tokio::spawn(sweep::run(args.bpffs));
 
     let pod_interfaces =
         Pods::start(args.pod_interfaces, uplinks, programs, effective.sync_period, Arc::clone(&status)).await?;

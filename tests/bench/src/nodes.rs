@@ -71,7 +71,7 @@ impl Kind {
         self.is_svc() || self.is_kube_proxy() || self == Kind::Lookup
     }
 
-    /// Whether packets to a NodePort go to backends, and to how many packets a sample is due.
+    /// Whether packets to a NodePort go to backends.
     pub(crate) fn forwards(self) -> bool {
         self.is_svc() || self.is_kube_proxy()
     }
