@@ -204,31 +204,26 @@ impl Cluster {
         }
     }
 
-    /// [`Cluster::expect_failure`], within this time.
+    /// [`Cluster::expect_failure`], once the change before it is in force.
     #[track_caller]
-    pub fn expect_failure_soon(&self, within: Duration, host: &str, request: &Options, reason: &str) {
+    pub fn expect_failure_soon(&self, host: &str, request: &Options, reason: &str) {
         let one = Options { requests: Some(1), ..request.clone() };
-        let deadline = Instant::now() + within;
-        while self.lab.tally(host, &one).unwrap().failed() == 0 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
-        }
+        eventually(&format!("{host} -> {} fails", request.target), || {
+            (self.lab.tally(host, &one).unwrap().failed() > 0).then_some(())
+        });
         self.expect_failure(host, request, reason);
     }
 
-    /// Becomes so within this time.
+    /// [`Cluster::expect_balanced`], once the change before it is in force.
     #[track_caller]
-    pub fn expect_soon(&self, within: Duration, host: &str, target: &str, backends: &[&str]) {
+    pub fn expect_soon(&self, host: &str, target: &str, backends: &[&str]) {
         let request = Options { requests: Some(60), concurrency: 8, timeout_ms: 500, ..Options::to(target) };
-        let deadline = Instant::now() + within;
-        loop {
-            let start = Instant::now();
-            let tally = self.lab.tally(host, &request).unwrap();
-            if tally.failed() == 0 && tally.names() == backends {
-                return;
-            }
-            assert!(start < deadline, "{host} -> {target} after {within:?}: {tally}");
-            thread::sleep(Duration::from_millis(10));
-        }
+        let mut last = None;
+        let so = try_eventually(|| {
+            let tally = last.insert(self.lab.tally(host, &request).unwrap());
+            (tally.failed() == 0 && tally.names() == backends).then_some(())
+        });
+        assert!(so.is_some(), "{host} -> {target}: not {backends:?} after {PATIENCE:?}: {}", last.unwrap());
     }
 }
 
@@ -240,6 +235,41 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+/// What has to come about is waited for as long as the slowest machine may need. How fast it comes, `cargo xtask bench` tells.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What `is_so` gives as soon as it gives something.
+#[track_caller]
+pub fn eventually<T>(what: &str, is_so: impl FnMut() -> Option<T>) -> T {
+    try_eventually(is_so).unwrap_or_else(|| panic!("{what}: not so after {PATIENCE:?}"))
+}
+
+fn try_eventually<T>(mut is_so: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let start = Instant::now();
+        if let Some(value) = is_so() {
+            return Some(value);
+        }
+        if start > deadline {
+            return None;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// No request of a load fails, and some time after the change before this, these backends and no other answer them.
+#[track_caller]
+pub fn becomes_right(load: &Load, backends: &[&str]) {
+    const EACH: Duration = Duration::from_millis(700);
+    eventually(&format!("all are answered by {backends:?}"), || {
+        thread::sleep(EACH);
+        let tally = load.tally();
+        assert_eq!(tally.failed(), 0, "{tally}");
+        (tally.names() == backends).then_some(())
+    });
 }
 
 #[track_caller]

@@ -90,7 +90,7 @@ fn what_looks_at_a_node_does_so_as_the_documents_have_it() {
     let [mut dns, slice] = service("dns", "10.96.0.10", &["a1"]);
     dns["spec"]["ports"][0]["port"] = 53.into();
     cluster.change(|manifests| [dns, slice].into_iter().for_each(|object| manifests.put(object)));
-    cluster.expect_soon(std::time::Duration::from_secs(2), "client", "http://10.96.0.10:53/", &["a1"]);
+    cluster.expect_soon("client", "http://10.96.0.10:53/", &["a1"]);
     let mut tried = BTreeSet::new();
     for (document, words) in commands().into_iter().filter(|(_, words)| LOOKING.contains(&words[0].as_str())) {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();

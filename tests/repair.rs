@@ -2,7 +2,7 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rstest::rstest;
 use svc_agent::dataplane::State;
@@ -17,9 +17,8 @@ use svc_common::map::{
 };
 use svc_lab::client::Options;
 use svc_lab::topology::{CLIENT, NODES, OUTSIDE};
-use svc_tests::cluster::{CLUSTER_IP, Cluster, all_backends, http_get_path, service};
+use svc_tests::cluster::{CLUSTER_IP, Cluster, all_backends, eventually, http_get_path, service};
 
-const SOON: Duration = Duration::from_secs(3);
 const NODE_PORT: &str = "http://172.31.0.11:30080/";
 
 /// Its agents look after the kernel's maps twice a second; one of its Services has source ranges.
@@ -44,18 +43,6 @@ fn state(cluster: &Cluster) -> State {
 
 fn map(cluster: &Cluster, name: &str) -> OwnedFd {
     sys::open_pin(&pins(cluster, "maps").join(name)).unwrap()
-}
-
-#[track_caller]
-fn eventually<T>(what: &str, is_so: impl Fn() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(value) = is_so() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "{what}: not so after {SOON:?}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn empty_hash<K: Plain, V: Plain>(cluster: &Cluster, name: &str) {
@@ -221,10 +208,10 @@ fn node_ports_and_forwarded_traffic_follow_the_nodes_address() {
     node.ip("addr add 172.31.0.62/24 dev eth0\naddr add fd00:31::62/64 dev eth0 nodad\n").unwrap();
     let other = "http://172.31.0.62:30080/";
     // The backends of the other node see this node's address, which has to be one that it has.
-    cluster.expect_soon(SOON, OUTSIDE, other, &all_backends());
+    cluster.expect_soon(OUTSIDE, other, &all_backends());
     node.ip("addr del 172.31.0.12/24 dev eth0\naddr del fd00:31::12/64 dev eth0\n").unwrap();
-    cluster.expect_soon(SOON, OUTSIDE, other, &all_backends());
-    cluster.expect_soon(SOON, OUTSIDE, "http://[fd00:31::62]:30080/", &all_backends());
+    cluster.expect_soon(OUTSIDE, other, &all_backends());
+    cluster.expect_soon(OUTSIDE, "http://[fd00:31::62]:30080/", &all_backends());
 }
 
 fn lease(cluster: &Cluster) -> HopLease {
@@ -303,7 +290,7 @@ fn an_uplink_that_is_made_anew_is_served_again() {
     node.ip("addr add 172.31.0.11/24 dev eth0\naddr add fd00:31::11/64 dev eth0 nodad\nlink set eth0 up\n\
          route add default via 172.31.0.1\nroute add 10.244.2.0/24 via 172.31.0.12\n")
         .unwrap();
-    cluster.expect_soon(SOON, OUTSIDE, NODE_PORT, &all_backends());
-    cluster.expect_soon(SOON, "node-a", CLUSTER_IP, &all_backends());
+    cluster.expect_soon(OUTSIDE, NODE_PORT, &all_backends());
+    cluster.expect_soon("node-a", CLUSTER_IP, &all_backends());
     all_attached(&before).expect("every link is there again");
 }

@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::thread;
-use std::time::Duration;
 
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -17,7 +16,6 @@ use svc_tests::cluster::{CLUSTER_IP, Cluster, REFUSED, all_backends, endpoint, s
 use svc_tests::operations::table;
 
 const NODE_A: &str = NODES[0].name;
-const SOON: Duration = Duration::from_secs(2);
 /// A host outside the cluster that somebody would like to be taken for.
 const VICTIM: &str = "172.31.0.99";
 
@@ -32,7 +30,7 @@ fn with_victim(arguments: &'static [&'static str]) -> Cluster {
     let route = |node: &svc_lab::topology::Node| format!("route add {} via {}\n", node.pod_cidrs()[0], node.v4());
     cluster.lab.namespace(OUTSIDE).unwrap().ip(&NODES.iter().map(route).collect::<String>()).unwrap();
     for host in [CLIENT, NODE_A] {
-        cluster.expect_soon(SOON, host, &victim(), &[OUTSIDE]);
+        cluster.expect_soon(host, &victim(), &[OUTSIDE]);
     }
     cluster
 }
@@ -63,7 +61,7 @@ fn cve_2020_8554_an_external_address_is_whose_service_says_so(#[case] of: &str) 
     let mut cluster = with_victim(&[]);
     put(&mut cluster, claim(of));
     for host in [CLIENT, NODE_A] {
-        cluster.expect_soon(SOON, host, &victim(), &["b2"]);
+        cluster.expect_soon(host, &victim(), &["b2"]);
     }
 }
 
@@ -72,7 +70,7 @@ fn cve_2020_8554_external_ips_take_nothing_where_they_are_not_served() {
     let mut cluster = with_victim(&["--external-ips", "false"]);
     put(&mut cluster, claim("externalIPs"));
     // What else the Service has is served.
-    cluster.expect_soon(SOON, CLIENT, &format!("http://10.96.0.66:{PORT}/"), &["b2"]);
+    cluster.expect_soon(CLIENT, &format!("http://10.96.0.66:{PORT}/"), &["b2"]);
     for host in [CLIENT, NODE_A] {
         cluster.expect_balanced(host, &Options::to(victim()), &[OUTSIDE]);
     }
@@ -82,14 +80,14 @@ fn cve_2020_8554_external_ips_take_nothing_where_they_are_not_served() {
 fn cve_2020_8554_kube_proxys_file_turns_external_ips_off() {
     let mut cluster = with_victim(&[]);
     put(&mut cluster, claim("externalIPs"));
-    cluster.expect_soon(SOON, NODE_A, &victim(), &["b2"]);
+    cluster.expect_soon(NODE_A, &victim(), &["b2"]);
     let file = cluster.lab.directory().join("kube-proxy.yaml");
     let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
                 featureGates: { AllowServiceExternalIPs: false }\n";
     fs::write(&file, text).unwrap();
     cluster.stop_agent(&NODES[0]);
     cluster.start_agent_with(&NODES[0], &["--config", file.to_str().unwrap()]);
-    cluster.expect_soon(SOON, NODE_A, &victim(), &[OUTSIDE]);
+    cluster.expect_soon(NODE_A, &victim(), &[OUTSIDE]);
 }
 
 /// The older Service, with a lesser name: it loses all the same, since a ClusterIP goes first.
@@ -103,7 +101,7 @@ fn cve_2020_8554_no_external_address_takes_another_services_cluster_ip(#[case] h
     thief["metadata"]["creationTimestamp"] = "2000-01-01T00:00:00Z".into();
     thief["spec"]["externalIPs"] = json!(["10.96.0.80"]);
     put(&mut cluster, [thief, slice]);
-    cluster.expect_soon(SOON, host, "http://10.96.0.66/", &["b2"]);
+    cluster.expect_soon(host, "http://10.96.0.66/", &["b2"]);
     cluster.expect_balanced(host, &Options::to(CLUSTER_IP), &all_backends());
 }
 
@@ -218,11 +216,11 @@ fn cve_2021_25737_no_endpoint_leads_into_the_node(
     cluster.lab.namespace(NODE_A).unwrap().ip(addresses).unwrap();
     for address in refused {
         put(&mut cluster, slice_of(kind, reachable));
-        cluster.expect_soon(SOON, NODE_A, target, &[NODE_A]);
+        cluster.expect_soon(NODE_A, target, &[NODE_A]);
         put(&mut cluster, slice_of(kind, address));
         for host in [CLIENT, NODE_A, OUTSIDE] {
             println!("{address} from {host}");
-            cluster.expect_failure_soon(SOON, host, &Options::to(target), REFUSED);
+            cluster.expect_failure_soon(host, &Options::to(target), REFUSED);
         }
     }
 }
@@ -232,7 +230,7 @@ fn cve_2021_25737_the_endpoints_beside_it_are_served() {
     let mut cluster = Cluster::with_manifests();
     let endpoints = [endpoint("127.0.0.1", &NODES[0]), endpoint("10.244.2.11", &NODES[1])];
     put(&mut cluster, service_of("inward", "10.96.0.66", &endpoints));
-    cluster.expect_soon(SOON, CLIENT, "http://10.96.0.66/", &["b1"]);
+    cluster.expect_soon(CLIENT, "http://10.96.0.66/", &["b1"]);
 }
 
 #[test]
@@ -246,7 +244,7 @@ fn cve_2021_25740_a_slice_adds_nothing_to_another_namespaces_service() {
     // Written after it, and so in force after it.
     put(&mut cluster, [slice]);
     put(&mut cluster, service("later", "10.96.0.90", &["a1"]));
-    cluster.expect_soon(SOON, CLIENT, "http://10.96.0.90/", &["a1"]);
+    cluster.expect_soon(CLIENT, "http://10.96.0.90/", &["a1"]);
     cluster.expect_balanced(CLIENT, &Options::to(CLUSTER_IP), &all_backends());
 }
 
@@ -261,7 +259,7 @@ fn cve_2021_25740_a_service_leads_where_its_own_namespaces_slices_say() {
     service["spec"]["type"] = "LoadBalancer".into();
     service["spec"]["ports"][0]["nodePort"] = 30_066.into();
     put(&mut cluster, [service, slice]);
-    cluster.expect_soon(SOON, OUTSIDE, "http://172.31.0.12:30066/", &["a1"]);
+    cluster.expect_soon(OUTSIDE, "http://172.31.0.12:30066/", &["a1"]);
 }
 
 /// A process's sockets that anybody could send to: protocol and local address as the kernel writes them, or a name.
@@ -359,7 +357,7 @@ fn hostile_names_never_reach_a_terminal() {
     let link = format!("link add h\u{1b}[2J\u{7} type veth peer name eth9 netns {pod}\n");
     cluster.lab.namespace(NODE_A).unwrap().ip(&link).unwrap();
     put(&mut cluster, [service, slice, rejected]);
-    cluster.expect_soon(SOON, OUTSIDE, "http://10.96.0.66/", &["a1"]);
+    cluster.expect_soon(OUTSIDE, "http://10.96.0.66/", &["a1"]);
 
     let manifests = cluster.lab.directory().join("manifests");
     let archive = cluster.lab.directory().join("report.tar.gz");

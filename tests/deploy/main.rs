@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use svc_lab::client::Options;
 use svc_lab::load::Load;
 use svc_lab::topology::{CLIENT, NODES, OUTSIDE};
-use svc_tests::cluster::{CLUSTER_IP, Cluster, all_backends, http_get_path, service};
+use svc_tests::cluster::{CLUSTER_IP, Cluster, PATIENCE, all_backends, http_get_path, service};
 
 use installed::{Installed, all, find};
 use render::kustomize;
@@ -58,7 +58,7 @@ fn the_role_has_exactly_what_the_agent_asks_of_the_api_server() {
         .flat_map(|(rule, resource)| all(&rule["verbs"]).map(move |verb| [verb, &rule["apiGroups"][0], resource]))
         .map(|words| words.map(|word| word.as_str().unwrap().to_owned()))
         .collect();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     let (control_plane, _) = installed.cluster.control_plane();
     loop {
         let requests = control_plane.requests().unwrap();
@@ -96,7 +96,7 @@ fn a_rolling_upgrade_loses_no_request_and_no_connection() {
         installed.containers.push(container);
     }
     installed.cluster.change(|manifests| manifests.set_ready("a1", false));
-    installed.cluster.expect_soon(Duration::from_secs(2), CLIENT, CLUSTER_IP, &["a2", "b1", "b2"]);
+    installed.cluster.expect_soon(CLIENT, CLUSTER_IP, &["a2", "b1", "b2"]);
     expect_no_failure(loads);
 }
 

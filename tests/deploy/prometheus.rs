@@ -1,7 +1,6 @@
 //! What Prometheus' own tool says of what the agent tells, and of the alerts.
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use svc_lab::client::Options;
 use svc_lab::control_plane::promtool_binary;
@@ -26,7 +25,7 @@ fn promtool_reads_every_metric_and_minds_only_names_that_are_kube_proxys() {
     let mut cluster = Cluster::with_control_plane();
     let another = service("another", "10.96.0.95", &["a1"]);
     cluster.change(|manifests| another.into_iter().for_each(|object| manifests.put(object)));
-    cluster.expect_soon(Duration::from_secs(5), OUTSIDE, "http://10.96.0.95/", &["a1"]);
+    cluster.expect_soon(OUTSIDE, "http://10.96.0.95/", &["a1"]);
     cluster.expect_balanced(OUTSIDE, &Options::to("udp://172.31.0.11:30007"), &all_backends());
     let answer = http_get_path(&cluster.lab, NODES[0].name, "127.0.0.1:10249", "/metrics").unwrap();
     let page = answer.split_once("\r\n\r\n").unwrap().1;

@@ -66,7 +66,7 @@ fn taking_over_and_giving_back_lose_no_request_and_no_connection(#[case] mode: M
     let kube_proxies_before = kube_proxies(&mut cluster, mode);
     // It is healthy a little before its rules are there.
     for (host, target) in [(CLIENT, CLUSTER_IP), (OUTSIDE, NODE_PORT)] {
-        cluster.expect_soon(Duration::from_secs(5), host, target, &all_backends());
+        cluster.expect_soon(host, target, &all_backends());
     }
     let loads = [cluster.load(CLIENT, CLUSTER_IP), cluster.load(OUTSIDE, NODE_PORT)];
     let old = connections(&cluster);
@@ -81,9 +81,9 @@ fn taking_over_and_giving_back_lose_no_request_and_no_connection(#[case] mode: M
     }
     assert_eq!(rules(&installed.cluster), "");
     installed.cluster.change(|manifests| manifests.set_ready("a1", false));
-    installed.cluster.expect_soon(Duration::from_secs(2), OUTSIDE, NODE_PORT, &["a2", "b1", "b2"]);
+    installed.cluster.expect_soon(OUTSIDE, NODE_PORT, &["a2", "b1", "b2"]);
     installed.cluster.change(|manifests| manifests.set_ready("a1", true));
-    installed.cluster.expect_soon(Duration::from_secs(2), OUTSIDE, NODE_PORT, &all_backends());
+    installed.cluster.expect_soon(OUTSIDE, NODE_PORT, &all_backends());
 
     let old = connections(&installed.cluster);
     installed.containers.drain(..).for_each(|container| container.stop().unwrap());
@@ -93,7 +93,7 @@ fn taking_over_and_giving_back_lose_no_request_and_no_connection(#[case] mode: M
         installed.initialise(node, &daemon_set);
     }
     thread::sleep(Duration::from_millis(500));
-    installed.cluster.expect_soon(Duration::ZERO, OUTSIDE, NODE_PORT, &all_backends());
+    installed.cluster.expect_soon(OUTSIDE, NODE_PORT, &all_backends());
     expect_no_failure(old);
     let daemon_set = find(&kustomize("uninstall"), "DaemonSet").clone();
     for node in &NODES {

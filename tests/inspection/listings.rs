@@ -18,7 +18,7 @@ fn a_client_with_affinity_is_listed_with_its_backend() {
     let [mut sticky, slice] = service("sticky", "10.96.0.95", &["a1"]);
     sticky["spec"]["sessionAffinity"] = "ClientIP".into();
     cluster.change(|manifests| [sticky, slice].into_iter().for_each(|object| manifests.put(object)));
-    cluster.expect_soon(std::time::Duration::from_secs(5), OUTSIDE, "http://10.96.0.95/", &["a1"]);
+    cluster.expect_soon(OUTSIDE, "http://10.96.0.95/", &["a1"]);
     let listed = rows(&cluster, &["affinity", "-n", "default"]);
     let of_client: Vec<&Value> = listed.iter().filter(|row| row["client"] == "172.31.0.99").collect();
     assert_eq!(of_client.len(), 1, "{listed:?}");

@@ -1,6 +1,5 @@
 //! `svc-agent trace` on a node of the lab: what it says of each kind of end, and that asking changes nothing.
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use svc_agent::inspect::{Flow, Pins};
@@ -50,7 +49,7 @@ pub(super) fn cluster() -> Cluster {
         ];
         services.into_iter().flatten().chain([cidr]).for_each(|object| manifests.put(object));
     });
-    cluster.expect_soon(Duration::from_secs(5), CLIENT, "http://10.96.0.91/", &["a1"]);
+    cluster.expect_soon(CLIENT, "http://10.96.0.91/", &["a1"]);
     cluster
 }
 
@@ -143,7 +142,7 @@ fn in_use(cluster: &Cluster) -> (BTreeSet<String>, Vec<u64>, BTreeSet<String>, B
 #[test]
 fn asking_changes_nothing() {
     let cluster = cluster();
-    cluster.expect_soon(Duration::from_secs(5), OUTSIDE, &format!("http://{NODE_PORT}/"), &all_backends());
+    cluster.expect_soon(OUTSIDE, &format!("http://{NODE_PORT}/"), &all_backends());
     flow_to(&cluster, "http://10.96.0.95/", "10.96.0.95:80");
     let before = in_use(&cluster);
     assert!(!before.0.is_empty() && !before.2.is_empty());

@@ -2,7 +2,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
-use std::time::Duration;
 
 use svc_agent::inspect::Pins;
 use svc_common::Reason;
@@ -46,9 +45,9 @@ impl Bench {
         for target in
             [format!("http://{}:{NODE_PORT}/", NODES[0].v4()), format!("http://[{}]:{NODE_PORT}/", NODES[0].v6())]
         {
-            cluster.expect_soon(Duration::from_secs(5), OUTSIDE, &target, &all_backends());
+            cluster.expect_soon(OUTSIDE, &target, &all_backends());
         }
-        cluster.expect_soon(Duration::from_secs(5), "client", CLUSTER_IP, &all_backends());
+        cluster.expect_soon("client", CLUSTER_IP, &all_backends());
         let pins = Pins::open(&cluster.lab.bpffs(NODES[0].name)).unwrap();
         let hooks = cluster.lab.namespace(NODES[0].name).unwrap().inside(|| pins.hooks()).unwrap();
         let program = |name: &str| {
