@@ -16,9 +16,10 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use svc_agent::dataplane::aya::OBJECT;
 use svc_agent::sys::{self, Plain};
+use svc_agent::traffic;
 use svc_common::map::{
     AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, CidrKey, Counter, EVENTS_SIZE, Event, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, HopLease, Monitor, SourceRangeKey, Told, local_set,
+    FragmentPorts, Frontend, FrontendKey, HopLease, Monitor, SourceRangeKey, Told, Traffic, local_set,
 };
 use svc_common::{Addr, Reason};
 use svc_dataplane::tables::Tables;
@@ -134,6 +135,7 @@ impl Kernel {
         loader.btf(None).map_max_entries("FLOWS", sizes.flow_sets).map_max_entries("BACKENDS", sizes.backends);
         loader.map_max_entries("BACKEND_SETS", local_set(sizes.services) + 1).map_max_entries("SOCKETS", 1024);
         loader.map_max_entries("FRONTENDS", 2 * sizes.services).map_max_entries("ADDRESSES", 2 * sizes.services);
+        loader.map_max_entries("TRAFFIC", sizes.backends);
         let mut ebpf = loader.load(OBJECT).unwrap();
         for hook in Hook::ALL {
             match ebpf.program_mut(hook.program()).unwrap() {
@@ -335,6 +337,12 @@ impl Kernel {
     /// Flows opened and sockets pointed at a backend, by service id.
     pub fn connections(&self, service: u32) -> u64 {
         sys::lookup(self.map("CONNECTIONS"), &service).unwrap()
+    }
+
+    /// Bytes to and from a backend, by its id.
+    pub fn traffic(&self, backend: u32) -> Traffic {
+        let values = sys::lookup_per_cpu(self.map("TRAFFIC"), &backend, nr_cpus().unwrap()).unwrap();
+        values.iter().fold(Traffic::default(), |sum, cpu| traffic::plus(&sum, cpu))
     }
 
     /// How far each counter has moved since it was last asked for.

@@ -8,11 +8,14 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use svc_common::flow::{Snapshot, State};
-use svc_common::map::{Affinity, AffinityKey, FragmentKey, FragmentPorts, ServiceName, SocketKey, SocketPeer, pin};
+use svc_common::map::{
+    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, ServiceName, SocketKey, SocketPeer, Traffic, pin,
+};
 
 use crate::plan::PortName;
 use crate::sweep;
 use crate::sys::{self, Plain};
+use crate::traffic::{self, Totals};
 
 /// Entries that are read at once.
 const BATCH: usize = 4096;
@@ -40,10 +43,19 @@ pub struct Census {
     pub entries: BTreeMap<&'static str, usize>,
     /// What each map has room for.
     pub max_entries: BTreeMap<&'static str, usize>,
-    /// Connections since its id was given to it; of ports that had any, and of which the names are to be told.
-    pub connections: Vec<(PortName, u64)>,
+    /// Of ports that had connections, and of which the names are to be told.
+    pub ports: Vec<PortCounts>,
     /// Service ports that had connections and are not among them.
     pub left_out: usize,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct PortCounts {
+    pub name: PortName,
+    /// Since its id was given to it.
+    pub connections: u64,
+    /// Since the first look; none where bytes are not counted.
+    pub traffic: Option<Traffic>,
 }
 
 impl Census {
@@ -53,7 +65,7 @@ impl Census {
     ///
     /// # Errors
     /// Where a map cannot be read.
-    pub fn take(maps: &Path, told: &mut Told) -> anyhow::Result<Self> {
+    pub fn take(maps: &Path, told: &mut Told, totals: &mut Totals) -> anyhow::Result<Self> {
         let open = |name: &str| sys::open_pin(&maps.join(name)).with_context(|| format!("cannot open the map {name}"));
         let mut census = Census::default();
         let mut used = 0;
@@ -87,8 +99,23 @@ impl Census {
         let counts = sys::batch_entries::<u32, u64>(open(pin::CONNECTIONS)?.as_fd(), BATCH, |count| *count > 0)?;
         let counts: BTreeMap<u32, u64> = counts.into_iter().collect();
         census.left_out = told.choose(&counts, name);
-        let of_port = |(id, name): (&u32, &ServiceName)| Some((PortName::from_map(name)?, *counts.get(id)?));
-        census.connections = told.ports.iter().filter_map(of_port).collect();
+        let traffic = traffic::read(maps)?;
+        let counts_bytes = traffic.is_some();
+        if let Some(traffic) = traffic {
+            let backends = open(pin::BACKENDS)?;
+            totals.add(traffic, |backend| {
+                let service = sys::lookup::<u32, Backend>(backends.as_fd(), &backend).ok()?.service;
+                Some((service, name(service)?))
+            });
+        }
+        let of_port = |(id, name): (&u32, &ServiceName)| {
+            Some(PortCounts {
+                name: PortName::from_map(name)?,
+                connections: *counts.get(id)?,
+                traffic: counts_bytes.then(|| totals.of(*id, name)),
+            })
+        };
+        census.ports = told.ports.iter().filter_map(of_port).collect();
         Ok(census)
     }
 }

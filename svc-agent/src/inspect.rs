@@ -13,8 +13,8 @@ use serde::Serialize;
 use svc_common::flow::{self, Snapshot};
 use svc_common::map::{
     ADDRESS_NODE, AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
-    cluster_set, pin,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Traffic,
+    Uplink, cluster_set, pin,
 };
 use svc_common::{Addr, Reason};
 
@@ -25,6 +25,7 @@ use crate::filters::{self, Filters};
 use crate::object::{ObjectName, Protocol};
 use crate::plan::PortName;
 use crate::sys::Plain;
+use crate::traffic;
 use map::{Link, Map};
 
 /// The directories of the pins, in the order in which they are taken away: nothing runs without its maps.
@@ -224,6 +225,14 @@ impl Pins {
     /// Where the map cannot be read.
     pub fn connections(&self) -> anyhow::Result<Vec<(u32, u64)>> {
         self.entries(pin::CONNECTIONS)
+    }
+
+    /// Bytes to and from each backend that had any, by its id; none where they are not counted.
+    ///
+    /// # Errors
+    /// Where the map cannot be read.
+    pub fn traffic(&self) -> anyhow::Result<Option<BTreeMap<u32, Traffic>>> {
+        traffic::read(&self.directory.join(MAPS))
     }
 
     /// Which clients stay with which backends.
@@ -429,7 +438,7 @@ pub fn flow_of(cell: &Snapshot, state: &State, uplinks: &[Uplink]) -> Flow {
     Flow {
         service: name.as_ref().map(|name| name.service.to_string()),
         port_name: name.map(|name| name.port.into()).filter(|port: &String| !port.is_empty()),
-        protocol: Protocol::from_number(cell.protocol).map_or_else(|| cell.protocol.to_string(), |p| p.to_string()),
+        protocol: protocol_text(cell.protocol),
         client: text(cell.src, cell.src_port),
         frontend: text(cell.dst, cell.dst_port),
         backend: text(cell.to, cell.to_port),
@@ -438,6 +447,15 @@ pub fn flow_of(cell: &Snapshot, state: &State, uplinks: &[Uplink]) -> Flow {
         idle_seconds: (u64::from(cell.idle_ticks) << flow::TICK_SHIFT) / 1_000_000_000,
         backend_id: cell.backend,
     }
+}
+
+fn protocol_text(protocol: u8) -> String {
+    Protocol::from_number(protocol).map_or_else(|| protocol.to_string(), |protocol| protocol.to_string())
+}
+
+/// Protocol, address and port.
+pub fn backend_text(backend: &Backend) -> String {
+    format!("{} {}", protocol_text(backend.protocol), address_and_port(backend.addr, backend.port.to_be()))
 }
 
 /// The frontend that answers there. `port` in network byte order.

@@ -46,3 +46,4 @@ pub mod sys;
 pub mod top;
 pub mod topology;
 pub mod trace;
+pub mod traffic;

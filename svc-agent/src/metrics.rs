@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use hyper::StatusCode;
+use svc_common::map::Traffic;
 use tracing::warn;
 
 use crate::census::{Census, Told};
@@ -16,6 +17,7 @@ use crate::histogram::Histogram;
 use crate::plan::PortName;
 use crate::serve::Answer;
 use crate::status::{Status, Sync};
+use crate::traffic::Totals;
 
 /// What svc calls its own way, where kube-proxy has iptables, ipvs or nftables.
 pub const PROXY_MODE: &str = "ebpf";
@@ -35,6 +37,7 @@ pub struct Exporter {
 /// The last look through the maps.
 struct Counted {
     told: Told,
+    totals: Totals,
     last: Option<(Instant, Census)>,
 }
 
@@ -48,7 +51,7 @@ impl Exporter {
         configz: String,
         services: usize,
     ) -> Self {
-        let census = Mutex::new(Counted { told: Told::new(services), last: None });
+        let census = Mutex::new(Counted { told: Told::new(services), totals: Totals::default(), last: None });
         Exporter { status, counters, maps, configz, census }
     }
 
@@ -77,7 +80,8 @@ impl Exporter {
         {
             return Ok(census.clone());
         }
-        let census = Census::take(&self.maps, &mut counted.told)?;
+        let Counted { told, totals, .. } = &mut *counted;
+        let census = Census::take(&self.maps, told, totals)?;
         counted.last = Some((Instant::now(), census.clone()));
         Ok(census)
     }
@@ -157,6 +161,18 @@ fn text(status: &Status, counters: Option<&ReadCounters>, census: Option<&Census
     page.text
 }
 
+fn labels(PortName { service, port, protocol, family }: &PortName) -> String {
+    let labels = [
+        ("namespace", service.namespace.to_string()),
+        ("service", service.name.to_string()),
+        ("port", port.to_string()),
+        ("protocol", protocol.to_string()),
+        ("ip_family", family.to_string()),
+    ];
+    let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
+    labels.join(",")
+}
+
 #[derive(Default)]
 struct Page {
     text: String,
@@ -197,17 +213,18 @@ impl Page {
         }
         let name = "svc_service_connections_total";
         self.family(name, "counter", "Flows opened and sockets pointed at a backend, by Service port.");
-        for (PortName { service, port, protocol, family }, count) in &census.connections {
-            let labels = [
-                ("namespace", service.namespace.to_string()),
-                ("service", service.name.to_string()),
-                ("port", port.to_string()),
-                ("protocol", protocol.to_string()),
-                ("ip_family", family.to_string()),
-            ];
-            let labels: Vec<String> =
-                labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
-            self.sample(name, &labels.join(","), count);
+        for port in &census.ports {
+            self.sample(name, &labels(&port.name), port.connections);
+        }
+        if census.ports.iter().any(|port| port.traffic.is_some()) {
+            let name = "svc_service_bytes_total";
+            self.family(name, "counter", "Bytes of translated packets, by Service port and direction.");
+            for port in &census.ports {
+                let Some(Traffic { to_backend, from_backend }) = port.traffic else { continue };
+                for (direction, bytes) in [("to_backend", to_backend), ("from_backend", from_backend)] {
+                    self.sample(name, &format!("{},direction=\"{direction}\"", labels(&port.name)), bytes);
+                }
+            }
         }
         let name = "svc_service_ports_untold";
         self.family(name, "gauge", "Service ports with connections that svc_service_connections_total leaves out.");
@@ -259,6 +276,7 @@ fn escape(value: &str) -> String {
 mod tests {
     use std::time::Duration;
 
+    use crate::census::PortCounts;
     use svc_common::Reason;
     use svc_common::map::Counter;
 
@@ -301,7 +319,11 @@ mod tests {
             flows: [1, 2, 3, 4],
             entries: [("flows", 20)].into(),
             max_entries: [("flows", 1024), ("frontends", 8)].into(),
-            connections: vec![(port, 7)],
+            ports: vec![PortCounts {
+                name: port,
+                connections: 7,
+                traffic: Some(Traffic { to_backend: 8, from_backend: 9 }),
+            }],
             left_out: 3,
         };
         answer("/metrics", &status, Some(&read), Some(&census), "").unwrap().body
@@ -331,6 +353,7 @@ mod tests {
             "svc_map_entries{map=\"frontends\"} 2",
             "svc_map_max_entries{map=\"flows\"} 1024",
             r#"svc_service_connections_total{namespace="default",service="we\"b",port="http",protocol="TCP",ip_family="IPv4"} 7"#,
+            r#"svc_service_bytes_total{namespace="default",service="we\"b",port="http",protocol="TCP",ip_family="IPv4",direction="from_backend"} 9"#,
             "svc_service_ports_untold 3",
             "svc_packets_total{reason=\"flow_hit\"} 5",
             "svc_bytes_total{reason=\"no_backend\"} 6",

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use svc_common::map::{
     Affinity, AffinityKey, Backend, BackendSlot, CidrKey, Config, Counter, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, HopLease, Monitor, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Told, Uplink,
+    FrontendKey, HopLease, Monitor, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Told, Traffic, Uplink,
 };
 use svc_common::{Addr, flow};
 
@@ -45,6 +45,7 @@ plain!(
     FragmentPorts,
     Monitor,
     Told,
+    Traffic,
     flow::Set
 );
 
@@ -246,10 +247,38 @@ pub fn batch_entries<K: Plain, V: Plain>(
     wanted: impl Fn(&V) -> bool,
 ) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
+    each_batch::<K, V>(map, chunk, 1, |keys, values| {
+        entries.extend(keys.iter().copied().zip(values.iter().copied()).filter(|(_, value)| wanted(value)));
+    })?;
+    Ok(entries)
+}
+
+/// A per-CPU array's values, by index, each of the `cpus` possible CPUs' together. `V`'s size is a multiple of 8.
+///
+/// # Errors
+/// What the kernel says.
+pub fn each_per_cpu<V: Plain>(
+    map: BorrowedFd<'_>,
+    cpus: usize,
+    chunk: usize,
+    mut see: impl FnMut(u32, &[V]),
+) -> io::Result<()> {
+    each_batch::<u32, V>(map, chunk, cpus, |keys, values| {
+        keys.iter().zip(values.chunks(cpus)).for_each(|(key, values)| see(*key, values));
+    })
+}
+
+/// `width`: how many values there are to a key.
+fn each_batch<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    chunk: usize,
+    width: usize,
+    mut see: impl FnMut(&[K], &[V]),
+) -> io::Result<()> {
     // SAFETY: `Plain` takes any bytes.
     let mut keys: Vec<K> = vec![unsafe { zeroed() }; chunk];
     // SAFETY: as above.
-    let mut values: Vec<V> = vec![unsafe { zeroed() }; chunk];
+    let mut values: Vec<V> = vec![unsafe { zeroed() }; chunk * width];
     // Where to go on: a hash map's bucket, or an array's index.
     let (mut from, mut to) = (0u32, 0u32);
     let mut first = true;
@@ -270,9 +299,9 @@ pub fn batch_entries<K: Plain, V: Plain>(
             Err(error) => return Err(error),
         };
         let count = attr.count as usize;
-        entries.extend(keys.iter().copied().zip(values.iter().copied()).take(count).filter(|(_, value)| wanted(value)));
+        see(&keys[..count], &values[..count * width]);
         if last {
-            return Ok(entries);
+            return Ok(());
         }
         from = to;
         first = false;

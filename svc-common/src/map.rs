@@ -24,6 +24,7 @@ pub mod pin {
     pub const EVENTS: &str = "events";
     pub const EVENTS_TOLD: &str = "events_told";
     pub const CONNECTIONS: &str = "connections";
+    pub const TRAFFIC: &str = "traffic";
 }
 
 pub const TCP: u8 = 6;
@@ -315,6 +316,9 @@ pub const CONFIG_DETECT_PODS_V6: u32 = 1 << 3;
 /// Only a connection's first packet opens a flow: what is under way already is somebody else's, who translates it.
 pub const CONFIG_TAKE_OVER: u32 = 1 << 4;
 
+/// What goes to each backend and comes from it is counted (`traffic`).
+pub const CONFIG_COUNT_BYTES: u32 = 1 << 5;
+
 /// `sockets`' key: what a socket hook must remember of a socket.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -356,6 +360,16 @@ pub struct Counter {
     pub bytes: u64,
 }
 const _: () = assert!(size_of::<Counter>() == 16);
+
+/// `traffic`'s value, per CPU, indexed by backend id: what the translated packets' sizes come to, link headers included. Packets
+/// of sockets that a hook has pointed at their backend are not translated, and not in it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Traffic {
+    pub to_backend: u64,
+    pub from_backend: u64,
+}
+const _: () = assert!(size_of::<Traffic>() == 16);
 
 /// How many of `svc-agent monitor` may be open at a time.
 pub const MAX_MONITORS: usize = 4;

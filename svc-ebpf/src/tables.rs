@@ -50,6 +50,9 @@ pub trait Tables {
     /// count and watch.
     fn opened(&self, _headers: &Headers, _hit: &Hit, _bytes: u32, _ifindex: u32) {}
 
+    /// A packet of `bytes` was translated, as the cell in `hit` says: for those who count.
+    fn carried(&self, _hit: &Hit, _bytes: u32) {}
+
     /// [`visit`], or a kernel function that is verified by itself and calls it.
     fn visit(&self, key: &Key, headers: &Headers, hit: &mut Hit, now: u16) -> Visit
     where

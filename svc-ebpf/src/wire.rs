@@ -150,6 +150,7 @@ pub fn translate<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut
         apply::<P, T, V6>(packet, tables, headers, hit, hop, next)
     }?;
     tables.count(if hit.is_reverse() { Reason::Reply } else { Reason::FlowHit }, packet.size());
+    tables.carried(hit, packet.size());
     Ok(*next)
 }
 

@@ -3,9 +3,10 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use svc_agent::traffic;
 use svc_lab::client::Options;
 use svc_lab::topology::{CLIENT, NODES, OUTSIDE};
-use svc_tests::cluster::{Cluster, http_get_path};
+use svc_tests::cluster::{Cluster, all_backends, eventually, http_get_path};
 
 use super::trace::cluster;
 
@@ -23,6 +24,12 @@ fn samples(cluster: &Cluster) -> BTreeMap<String, f64> {
 fn connections(service: &str) -> String {
     format!(
         "svc_service_connections_total{{namespace=\"default\",service=\"{service}\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\"}}"
+    )
+}
+
+fn bytes(service: &str, direction: &str) -> String {
+    format!(
+        "svc_service_bytes_total{{namespace=\"default\",service=\"{service}\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\",direction=\"{direction}\"}}"
     )
 }
 
@@ -46,6 +53,44 @@ fn each_connection_is_counted_for_its_service_whoever_opens_it() {
     assert_eq!(cluster.lab.tally(CLIENT, &unserved).unwrap().failed(), 1);
     thread::sleep(Duration::from_millis(1100));
     assert_eq!((count("empty"), count("far")), (0.0, 9.0), "what nobody serves is no connection");
+}
+
+#[test]
+fn bytes_are_counted_by_service_and_direction_where_that_is_wanted() {
+    let cluster = Cluster::with_arguments(&["--count-bytes"]);
+    let bytes = |samples: &BTreeMap<String, f64>, direction: &str| {
+        samples.get(&bytes("hostnames-nodeport", direction)).copied().unwrap_or_default()
+    };
+    let ten = Options { requests: Some(10), ..Options::to("http://172.31.0.11:30080/") };
+    assert_eq!(cluster.lab.tally(OUTSIDE, &ten).unwrap().answered(), 10);
+    // From the first look on.
+    let before = samples(&cluster);
+    assert_eq!(cluster.lab.tally(OUTSIDE, &ten).unwrap().answered(), 10);
+    // A request's segments and headers, ten times, and a second's packets of others at most.
+    let after = eventually("ten requests' bytes", || {
+        let now = samples(&cluster);
+        let since = |direction: &str| bytes(&now, direction) - bytes(&before, direction);
+        (since("to_backend") > 4_000.0 && since("from_backend") > 4_000.0).then_some(now)
+    });
+    assert!(bytes(&after, "to_backend") < 40_000.0, "{}", bytes(&after, "to_backend"));
+
+    let plain = Cluster::with_manifests();
+    assert_eq!(plain.lab.tally(OUTSIDE, &ten).unwrap().answered(), 10);
+    assert!(!samples(&plain).keys().any(|name| name.starts_with("svc_service_bytes_total")));
+}
+
+/// A restart with other arguments makes the map anew.
+#[test]
+fn counting_bytes_begins_and_ends_with_a_restart() {
+    let mut cluster = Cluster::with_manifests();
+    let node = &NODES[0];
+    let is_counted = |cluster: &Cluster| traffic::read(&cluster.lab.bpffs(node.name).join("maps")).unwrap().is_some();
+    for (arguments, counted) in [(&[][..], false), (&["--count-bytes"], true), (&[], false)] {
+        cluster.stop_agent(node);
+        cluster.start_agent_with(node, arguments);
+        assert_eq!(is_counted(&cluster), counted, "{arguments:?}");
+        cluster.expect_balanced(OUTSIDE, &Options::to("http://172.31.0.11:30080/"), &all_backends());
+    }
 }
 
 #[test]

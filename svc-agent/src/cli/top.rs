@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use svc_common::map::cluster_set;
+use svc_common::map::{Traffic, cluster_set};
 
 use crate::dataplane::State;
 use crate::go_duration;
-use crate::inspect::Pins;
+use crate::inspect::{self, Pins};
 use crate::plan::PortName;
 use crate::top::model::{Input, Model, Sort};
-use crate::top::rates::{Counts, Rates, Sample};
+use crate::top::rates::{Carried, Counts, Rates, Sample};
 use crate::top::view;
 
 /// Less would be work for nothing: the kernel notes a flow's packets every two seconds.
@@ -88,7 +88,16 @@ impl Eye {
             counts.backends += self.state.sets.get(&cluster_set(*id)).map_or(0, Vec::len);
             counts.connections += connections.get(id).copied().unwrap_or(0);
         }
-        Ok(Sample { flows: self.pins.flows_of(&self.state)?, counters: self.pins.counters()?, services })
+        let carried = self.pins.traffic()?.map(|traffic| {
+            let of = |(id, traffic): (u32, Traffic)| {
+                let backend = self.state.backends.get(&id)?;
+                let service = PortName::from_map(self.state.services.get(&backend.service)?)?.service.to_string();
+                let bytes = traffic.to_backend + traffic.from_backend;
+                Some((id, Carried { service, backend: inspect::backend_text(backend), bytes }))
+            };
+            traffic.into_iter().filter_map(of).collect()
+        });
+        Ok(Sample { flows: self.pins.flows_of(&self.state)?, counters: self.pins.counters()?, services, carried })
     }
 }
 
@@ -109,6 +118,7 @@ fn input(event: &Event) -> Option<Input> {
         KeyCode::Char('s') => Input::NextSort,
         KeyCode::Char('f') => Input::Sort(Sort::Flows),
         KeyCode::Char('n') => Input::Sort(Sort::New),
+        KeyCode::Char('b') => Input::Sort(Sort::Bytes),
         KeyCode::Char('a') => Input::Sort(Sort::Name),
         KeyCode::Char('q') => Input::Quit,
         _ => return None,

@@ -32,8 +32,8 @@ pub fn alone() -> anyhow::Result<Ebpf> {
 /// # Errors
 /// Where a map is not pinned, or is another version's, and what the kernel refused.
 pub fn over(directory: &Path) -> anyhow::Result<Ebpf> {
-    const WRITTEN_BY_PROGRAMS: [&str; 7] =
-        ["FLOWS", "SOCKETS", "COUNTERS", "AFFINITY", "FRAGMENTS", "EVENTS_TOLD", "CONNECTIONS"];
+    const WRITTEN_BY_PROGRAMS: [&str; 8] =
+        ["FLOWS", "SOCKETS", "COUNTERS", "AFFINITY", "FRAGMENTS", "EVENTS_TOLD", "CONNECTIONS", "TRAFFIC"];
     // Nobody is to be told of a packet that is none.
     const OF_MONITORS: [&str; 2] = ["MONITORS", "EVENTS"];
     super::aya::check_pins(directory)?;

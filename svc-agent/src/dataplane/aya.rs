@@ -1,5 +1,6 @@
 //! The kernel's own maps and programs.
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -9,7 +10,9 @@ use anyhow::Context as _;
 use aya::{EbpfLoader, util::nr_cpus};
 use svc_common::Reason;
 use svc_common::flow::IdleLimits;
-use svc_common::map::{Backend, BackendSlot, CONFIG_HOST_SOCKETS_ONLY, Config, Counter, SourceRangeKey, pin};
+use svc_common::map::{
+    Backend, BackendSlot, CONFIG_COUNT_BYTES, CONFIG_HOST_SOCKETS_ONLY, Config, Counter, SourceRangeKey, pin,
+};
 
 use super::{ApplyError, Dataplane, Op, Part, ReadCounters, Settings, SocketLb, State};
 use crate::attach::{self, BIND_HOOKS, Interfaces, Programs, SOCKET_HOOKS, SocketHooks};
@@ -22,7 +25,7 @@ use crate::sys::{self, Plain};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/svc.o"));
 
 /// Names of the maps in the object, and of their pins.
-pub const MAPS: [(&str, &str); 19] = [
+pub const MAPS: [(&str, &str); 20] = [
     ("FRONTENDS", pin::FRONTENDS),
     ("BACKEND_SETS", pin::BACKEND_SETS),
     ("BACKENDS", pin::BACKENDS),
@@ -42,6 +45,7 @@ pub const MAPS: [(&str, &str); 19] = [
     ("EVENTS", pin::EVENTS),
     ("EVENTS_TOLD", pin::EVENTS_TOLD),
     ("CONNECTIONS", pin::CONNECTIONS),
+    ("TRAFFIC", pin::TRAFFIC),
 ];
 
 /// The kernel part, loaded and attached. Dropping it detaches nothing: links and maps are pinned.
@@ -99,6 +103,9 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
         let path = &paths.iter().find(|(map, _)| *map == name).expect("every sized map is listed").1;
         loader.map_max_entries(name, pinned_size(path, name, wanted)?);
     }
+    let counted = if settings.count_bytes { settings.max_backends + 1 } else { 1 };
+    forget_other_size(&maps.join(pin::TRAFFIC), counted).context("making the map traffic anew")?;
+    loader.map_max_entries("TRAFFIC", counted);
     let ebpf = loader.load(OBJECT).context("the kernel part was not loaded")?;
 
     let open_map = |name: &str| {
@@ -205,6 +212,16 @@ fn pinned_size(path: &Path, name: &str, wanted: u32) -> anyhow::Result<u32> {
     Ok(size)
 }
 
+/// Makes room for a map of another size, where nothing but counts is lost with the old one.
+fn forget_other_size(path: &Path, wanted: u32) -> anyhow::Result<()> {
+    match sys::open_pin(path) {
+        Ok(map) if sys::map_info(map.as_fd())?.max_entries == wanted => Ok(()),
+        Ok(_) => Ok(fs::remove_file(path)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Writes what the kernel part has to know from its first packet on, and returns what of it stays. The flow table's seed
 /// is as old as the table: with another one no flow would be found again.
 fn configure(settings: &Settings, config: BorrowedFd<'_>, flows: BorrowedFd<'_>) -> anyhow::Result<Config> {
@@ -226,12 +243,13 @@ fn configure(settings: &Settings, config: BorrowedFd<'_>, flows: BorrowedFd<'_>)
         flow_sets: sys::map_info(flows)?.max_entries,
         snat_first,
         snat_last,
-        flags: if settings.socket_lb == SocketLb::Host { CONFIG_HOST_SOCKETS_ONLY } else { 0 },
+        flags: if settings.socket_lb == SocketLb::Host { CONFIG_HOST_SOCKETS_ONLY } else { 0 }
+            | if settings.count_bytes { CONFIG_COUNT_BYTES } else { 0 },
         idle_limits: IdleLimits::new(&settings.timeouts),
         ..Config::default()
     };
     // The reconciler knows the rest once it has its objects.
-    let flags = old.flags & !CONFIG_HOST_SOCKETS_ONLY | base.flags;
+    let flags = old.flags & !(CONFIG_HOST_SOCKETS_ONLY | CONFIG_COUNT_BYTES) | base.flags;
     sys::update(config, &0u32, &Config { flags, uplink: old.uplink, uplink_mac: old.uplink_mac, ..base })?;
     Ok(base)
 }

@@ -206,6 +206,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// In addresses with port and protocol.
     pub max_frontends: u32,
+    /// Of each backend.
+    pub count_bytes: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]

@@ -1,5 +1,6 @@
 //! What is shown and what is chosen, and how keys change it.
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use super::rates::{Load, Picture};
 
@@ -9,6 +10,7 @@ pub enum Sort {
     #[default]
     Flows,
     New,
+    Bytes,
     Name,
 }
 
@@ -17,14 +19,16 @@ impl Sort {
         match self {
             Sort::Flows => "flows",
             Sort::New => "new/s",
+            Sort::Bytes => "bytes/s",
             Sort::Name => "name",
         }
     }
 
-    const fn next(self) -> Self {
+    const fn next(self, counts_bytes: bool) -> Self {
         match self {
             Sort::Flows => Sort::New,
-            Sort::New => Sort::Name,
+            Sort::New if counts_bytes => Sort::Bytes,
+            Sort::New | Sort::Bytes => Sort::Name,
             Sort::Name => Sort::Flows,
         }
     }
@@ -75,17 +79,32 @@ impl Model {
         self.picture = picture;
     }
 
+    pub fn counts_bytes(&self) -> bool {
+        self.picture.carried.is_some()
+    }
+
     /// The services, or the backends of the one that is looked at.
     pub fn lines(&self) -> Vec<Line> {
         let mut lines: Vec<Line> = match &self.page {
             Page::Services => {
                 let mut loads = self.picture.loads(|flow| flow.service.clone());
+                let bytes = self.picture.carried.as_ref().map(|carried| {
+                    let mut bytes: BTreeMap<&str, f64> = BTreeMap::new();
+                    carried.iter().for_each(|((service, _), rate)| *bytes.entry(service).or_default() += rate);
+                    bytes
+                });
                 let services = self.picture.services.iter();
                 services
                     .map(|(name, (backends, connections))| Line {
                         name: name.clone(),
                         backends: Some(*backends),
-                        load: Load { new_a_second: *connections, ..loads.remove(name).unwrap_or_default() },
+                        load: Load {
+                            new_a_second: *connections,
+                            bytes_a_second: bytes
+                                .as_ref()
+                                .map(|bytes| bytes.get(name.as_str()).copied().unwrap_or_default()),
+                            ..loads.remove(name).unwrap_or_default()
+                        },
                     })
                     .collect()
             }
@@ -93,13 +112,25 @@ impl Model {
                 let of_service = self.picture.loads(|flow| {
                     (flow.service.as_ref() == Some(service)).then(|| format!("{} {}", flow.protocol, flow.backend))
                 });
-                of_service.into_iter().map(|(name, load)| Line { name, backends: None, load }).collect()
+                let bytes = |backend: &str| {
+                    let carried = self.picture.carried.as_ref()?;
+                    Some(carried.get(&(service.clone(), backend.to_owned())).copied().unwrap_or_default())
+                };
+                let lines = of_service.into_iter().map(|(name, load)| {
+                    let load = Load { bytes_a_second: bytes(&name), ..load };
+                    Line { name, backends: None, load }
+                });
+                lines.collect()
             }
         };
         // By name among equals, so that lines stay where they are.
         match self.sort {
             Sort::Flows => lines.sort_by_key(|line| Reverse(line.load.flows)),
             Sort::New => lines.sort_by(|one, other| other.load.new_a_second.total_cmp(&one.load.new_a_second)),
+            Sort::Bytes => {
+                let bytes = |line: &Line| line.load.bytes_a_second.unwrap_or_default();
+                lines.sort_by(|one, other| bytes(other).total_cmp(&bytes(one)));
+            }
             Sort::Name => {}
         }
         lines
@@ -129,7 +160,7 @@ impl Model {
                 Page::Services => self.quit = true,
                 Page::Service(name) => self.chosen = Some(name),
             },
-            Input::NextSort => self.sort = self.sort.next(),
+            Input::NextSort => self.sort = self.sort.next(self.counts_bytes()),
             Input::Sort(sort) => self.sort = sort,
             Input::Quit => self.quit = true,
         }

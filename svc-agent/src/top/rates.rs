@@ -14,6 +14,18 @@ pub struct Sample {
     pub counters: Vec<(Reason, Counter)>,
     /// By namespace and name.
     pub services: BTreeMap<String, Counts>,
+    /// By backend id; none where bytes are not counted.
+    pub carried: Option<BTreeMap<u32, Carried>>,
+}
+
+/// What went to a backend and came from it, so far.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Carried {
+    /// Namespace and name.
+    pub service: String,
+    /// Protocol, address and port.
+    pub backend: String,
+    pub bytes: u64,
 }
 
 /// Of a Service's ports together, each family for itself.
@@ -32,6 +44,8 @@ pub struct Load {
     pub established: usize,
     /// Of a service those of sockets as well, which are no flows.
     pub new_a_second: f64,
+    /// Both ways; none where bytes are not counted.
+    pub bytes_a_second: Option<f64>,
 }
 
 /// What all packets came to, a second.
@@ -59,6 +73,7 @@ pub struct Rates {
     seen: HashSet<Key>,
     counted: Option<(u64, u64, u64, u64)>,
     connections: BTreeMap<String, u64>,
+    carried: BTreeMap<u32, u64>,
 }
 
 /// A look with what it takes two of.
@@ -67,6 +82,8 @@ pub struct Picture {
     pub flows: Vec<(Flow, bool)>,
     /// By namespace and name: how many backends, and how many connections a second.
     pub services: BTreeMap<String, (usize, f64)>,
+    /// Of each service and backend of it: bytes a second both ways; none where they are not counted.
+    pub carried: Option<BTreeMap<(String, String), f64>>,
     pub traffic: Traffic,
     /// Between this look and the last one; none at the first.
     pub elapsed: Option<Duration>,
@@ -85,6 +102,17 @@ impl Rates {
         });
         let services = services.collect();
         self.connections = sample.services.into_iter().map(|(name, counts)| (name, counts.connections)).collect();
+        let carried = sample.carried.map(|carried| {
+            let bytes = carried.iter().map(|(id, carried)| (*id, carried.bytes)).collect();
+            let before = std::mem::replace(&mut self.carried, bytes);
+            let mut rates = BTreeMap::new();
+            for (id, Carried { service, backend, bytes }) in carried {
+                // What has no count yet begins at 0, but for the first look.
+                let before = before.get(&id).copied().unwrap_or(if first { bytes } else { 0 });
+                *rates.entry((service, backend)).or_insert(0.0) += rate(bytes, before);
+            }
+            rates
+        });
         let traffic = self.counted.map_or_else(Traffic::default, |before| Traffic {
             packets: rate(counted.0, before.0),
             bytes: rate(counted.1, before.1),
@@ -98,7 +126,7 @@ impl Rates {
         });
         let flows = flows.collect();
         (self.seen, self.counted) = (keys, Some(counted));
-        Picture { flows, services, traffic, elapsed: (!first).then_some(elapsed) }
+        Picture { flows, services, carried, traffic, elapsed: (!first).then_some(elapsed) }
     }
 }
 
@@ -165,7 +193,8 @@ pub(super) mod tests {
             (Reason::SocketRefused, Counter { packets: 3, bytes: 0 }),
         ];
         let counts = Counts { backends: 2, connections: packets / 10 };
-        Sample { flows: flows.to_vec(), counters, services: [("default/web".to_owned(), counts)].into() }
+        let services = [("default/web".to_owned(), counts)].into();
+        Sample { flows: flows.to_vec(), counters, services, carried: None }
     }
 
     const TWO_SECONDS: Duration = Duration::from_secs(2);
@@ -185,9 +214,28 @@ pub(super) mod tests {
         let new = flow("default/web", "192.0.2.1:2", "10.1.0.1:80");
         let second = rates.next(sample(&[old, new], 140), TWO_SECONDS);
         assert_eq!(second.traffic, Traffic { packets: 20.0, bytes: 2000.0, sockets: 0.0, refused: 0.0 });
-        let load = Load { flows: 2, established: 2, new_a_second: 0.5 };
+        let load = Load { flows: 2, established: 2, new_a_second: 0.5, bytes_a_second: None };
         assert_eq!(by_service(&second)["default/web"], load);
         assert_eq!((first.services["default/web"], second.services["default/web"]), ((2, 0.0), (2, 2.0)));
+    }
+
+    #[test]
+    fn bytes_a_second_take_two_looks_and_a_new_backend_begins_at_none() {
+        let carried = |id: u32, backend: &str, bytes: u64| {
+            (id, Carried { service: "default/web".to_owned(), backend: backend.to_owned(), bytes })
+        };
+        let look = |carried: &[(u32, Carried)]| Sample {
+            carried: Some(carried.iter().cloned().collect()),
+            ..Sample::default()
+        };
+        let of = |backend: &str| ("default/web".to_owned(), backend.to_owned());
+        let mut rates = Rates::default();
+        let first = rates.next(look(&[carried(1, "TCP 10.1.0.1:80", 5000)]), TWO_SECONDS);
+        assert_eq!(first.carried, Some([(of("TCP 10.1.0.1:80"), 0.0)].into()));
+        let second = look(&[carried(1, "TCP 10.1.0.1:80", 6000), carried(2, "TCP 10.1.0.2:80", 400)]);
+        let second = rates.next(second, TWO_SECONDS);
+        assert_eq!(second.carried, Some([(of("TCP 10.1.0.1:80"), 500.0), (of("TCP 10.1.0.2:80"), 200.0)].into()));
+        assert_eq!(rates.next(Sample::default(), TWO_SECONDS).carried, None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::rates::Traffic;
 use crate::cli::print::escape;
 
 const HELP: &str = "j/k move  Enter open  Esc back  sort: f flows  n new/s  a name  q quit";
+const HELP_WITH_BYTES: &str = "j/k move  Enter open  Esc back  f flows  n new/s  b bytes/s  a name  q quit";
 
 pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     let in_service = matches!(model.page, Page::Service(_));
@@ -21,19 +22,23 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     frame.render_widget(traffic, ratatui::layout::Rect { y: head.y + 1, height: 1, ..head });
 
     let rows = model.lines();
+    // The last column is there where bytes are counted.
+    let columns = if model.counts_bytes() { 6 } else { 5 };
     let header = if in_service {
-        ["BACKEND", "", "FLOWS", "ESTABLISHED", "NEW/S"]
+        ["BACKEND", "", "FLOWS", "ESTABLISHED", "NEW/S", "BYTES/S"]
     } else {
-        ["SERVICE", "BACKENDS", "FLOWS", "ESTABLISHED", "NEW/S"]
+        ["SERVICE", "BACKENDS", "FLOWS", "ESTABLISHED", "NEW/S", "BYTES/S"]
     };
     let table = rows.iter().map(|line| {
-        Row::new([
+        let cells = [
             escape(&line.name),
             line.backends.map_or_else(String::new, |backends| backends.to_string()),
             line.load.flows.to_string(),
             line.load.established.to_string(),
             format!("{:.1}", line.load.new_a_second),
-        ])
+            line.load.bytes_a_second.map_or_else(String::new, size),
+        ];
+        Row::new(cells.into_iter().take(columns))
     });
     let widths = [
         Constraint::Fill(1),
@@ -41,9 +46,10 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
         Constraint::Length(8),
         Constraint::Length(11),
         Constraint::Length(9),
+        Constraint::Length(9),
     ];
-    let table = Table::new(table, widths)
-        .header(Row::new(header).style(Style::new().add_modifier(Modifier::BOLD)))
+    let table = Table::new(table, &widths[..columns])
+        .header(Row::new(header.into_iter().take(columns)).style(Style::new().add_modifier(Modifier::BOLD)))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
     let mut state = TableState::new().with_selected((!rows.is_empty()).then(|| model.index(&rows)));
     frame.render_stateful_widget(table, lines, &mut state);
@@ -59,7 +65,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
         let flows = Table::new(rows, widths).header(header.style(Style::new().add_modifier(Modifier::BOLD)));
         frame.render_widget(flows, below);
     }
-    frame.render_widget(TextLine::raw(HELP), help);
+    frame.render_widget(TextLine::raw(if model.counts_bytes() { HELP_WITH_BYTES } else { HELP }), help);
 }
 
 fn heading(model: &Model) -> String {
@@ -122,8 +128,43 @@ mod tests {
             services: [("default/web".to_owned(), (2, 3.5)), ("evil/\u{1b}[2J".to_owned(), (0, 0.0))].into(),
             traffic: Traffic { packets: 1234.4, bytes: 5_600_000.0, sockets: 2.0, refused: 0.5 },
             elapsed: Some(std::time::Duration::from_secs(2)),
+            ..Picture::default()
         });
         model
+    }
+
+    #[test]
+    fn bytes_are_a_column_where_they_are_counted() {
+        let mut model = model();
+        let carried = |backend: &str, rate: f64| (("default/web".to_owned(), backend.to_owned()), rate);
+        model.picture.carried =
+            Some([carried("TCP 10.1.0.1:80", 1_500.0), carried("TCP 10.1.0.2:80", 2_000_000.0)].into());
+        insta::assert_snapshot!(screen(&model), @r"
+        svc-agent top: 2 services, 2 flows, by flows
+        translated 1234 packets/s 5.6 MB/s, sockets 2.0/s, refused 0.5/s
+        SERVICE                    BACKENDS FLOWS    ESTABLISHED NEW/S     BYTES/S
+        default/web                2        2        2           3.5       2.0 MB
+        evil/\u001b[2J             0        0        0           0.0       0 B
+
+
+
+
+        j/k move  Enter open  Esc back  f flows  n new/s  b bytes/s  a name  q quit
+        ");
+        model.press(Input::Enter);
+        model.press(Input::Sort(crate::top::model::Sort::Bytes));
+        insta::assert_snapshot!(screen(&model), @"
+        svc-agent top: default/web, 2 flows, by bytes/s
+        translated 1234 packets/s 5.6 MB/s, sockets 2.0/s, refused 0.5/s
+        BACKEND                             FLOWS    ESTABLISHED NEW/S     BYTES/S
+        TCP 10.1.0.2:80                     1        1           0.5       2.0 MB
+        TCP 10.1.0.1:80                     1        1           0.0       1.5 KB
+        CLIENT                      BACKEND                    STATE       IDLE
+        192.0.2.1:1                 10.1.0.1:80                established 1s
+        192.0.2.1:2                 10.1.0.2:80                established 1s
+
+        j/k move  Enter open  Esc back  f flows  n new/s  b bytes/s  a name  q quit
+        ");
     }
 
     #[test]

@@ -5,8 +5,9 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCp
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use svc_common::map::{
-    AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, MAX_CIDRS, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Uplink,
+    AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CONFIG_COUNT_BYTES, CidrFlags, CidrKey, Config, Counter,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, MAX_CIDRS, ServiceName, SocketKey, SocketPeer, SourceRangeKey,
+    Traffic, Uplink,
 };
 use svc_common::select::take_turn;
 use svc_common::{Addr, Reason, flow};
@@ -54,6 +55,9 @@ static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, 32> = PerCpuArray::new();
 const _: () = assert!(Reason::ALL.len() <= 32);
+/// Of one value only where nothing is counted.
+#[btf_map]
+static TRAFFIC: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
 #[btf_map]
@@ -282,6 +286,22 @@ impl Tables for Maps {
     #[inline(always)]
     fn opened(&self, headers: &Headers, hit: &flow::Hit, bytes: u32, ifindex: u32) {
         monitor::opened(headers, hit, bytes, ifindex);
+    }
+
+    #[inline(always)]
+    fn carried(&self, hit: &flow::Hit, bytes: u32) {
+        if CONFIG.get(0).is_none_or(|config| config.flags & CONFIG_COUNT_BYTES == 0) {
+            return;
+        }
+        let Some(traffic) = TRAFFIC.get_ptr_mut(hit.backend) else { return };
+        // SAFETY: this CPU's own.
+        unsafe {
+            if hit.is_reverse() {
+                (*traffic).from_backend += bytes as u64;
+            } else {
+                (*traffic).to_backend += bytes as u64;
+            }
+        }
     }
 
     #[inline(always)]
