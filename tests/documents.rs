@@ -219,7 +219,7 @@ fn metric_names(cell: &str) -> Vec<String> {
 
 #[test]
 fn every_metric_is_documented_and_every_documented_one_is_told() {
-    let cluster = Cluster::with_manifests();
+    let cluster = Cluster::with_arguments(&["--count-bytes"]);
     let page = http_get_path(&cluster.lab, NODES[0].name, "127.0.0.1:10249", "/metrics").unwrap();
     let told: BTreeSet<String> =
         page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).map(str::to_owned).collect();

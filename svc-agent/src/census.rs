@@ -45,6 +45,7 @@ pub struct Census {
     pub max_entries: BTreeMap<&'static str, usize>,
     /// Of ports that had connections, and of which the names are to be told.
     pub ports: Vec<PortCounts>,
+    pub counts_bytes: bool,
     /// Service ports that had connections and are not among them.
     pub left_out: usize,
 }
@@ -54,8 +55,8 @@ pub struct PortCounts {
     pub name: PortName,
     /// Since its id was given to it.
     pub connections: u64,
-    /// Since the first look; none where bytes are not counted.
-    pub traffic: Option<Traffic>,
+    /// Since the first look.
+    pub traffic: Traffic,
 }
 
 impl Census {
@@ -100,7 +101,7 @@ impl Census {
         let counts: BTreeMap<u32, u64> = counts.into_iter().collect();
         census.left_out = told.choose(&counts, name);
         let traffic = traffic::read(maps)?;
-        let counts_bytes = traffic.is_some();
+        census.counts_bytes = traffic.is_some();
         if let Some(traffic) = traffic {
             let backends = open(pin::BACKENDS)?;
             totals.add(traffic, |backend| {
@@ -112,7 +113,7 @@ impl Census {
             Some(PortCounts {
                 name: PortName::from_map(name)?,
                 connections: *counts.get(id)?,
-                traffic: counts_bytes.then(|| totals.of(*id, name)),
+                traffic: totals.of(*id, name),
             })
         };
         census.ports = told.ports.iter().filter_map(of_port).collect();

@@ -216,11 +216,11 @@ impl Page {
         for port in &census.ports {
             self.sample(name, &labels(&port.name), port.connections);
         }
-        if census.ports.iter().any(|port| port.traffic.is_some()) {
+        if census.counts_bytes {
             let name = "svc_service_bytes_total";
             self.family(name, "counter", "Bytes of translated packets, by Service port and direction.");
             for port in &census.ports {
-                let Some(Traffic { to_backend, from_backend }) = port.traffic else { continue };
+                let Traffic { to_backend, from_backend } = port.traffic;
                 for (direction, bytes) in [("to_backend", to_backend), ("from_backend", from_backend)] {
                     self.sample(name, &format!("{},direction=\"{direction}\"", labels(&port.name)), bytes);
                 }
@@ -319,11 +319,8 @@ mod tests {
             flows: [1, 2, 3, 4],
             entries: [("flows", 20)].into(),
             max_entries: [("flows", 1024), ("frontends", 8)].into(),
-            ports: vec![PortCounts {
-                name: port,
-                connections: 7,
-                traffic: Some(Traffic { to_backend: 8, from_backend: 9 }),
-            }],
+            ports: vec![PortCounts { name: port, connections: 7, traffic: Traffic { to_backend: 8, from_backend: 9 } }],
+            counts_bytes: true,
             left_out: 3,
         };
         answer("/metrics", &status, Some(&read), Some(&census), "").unwrap().body

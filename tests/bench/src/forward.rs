@@ -21,7 +21,7 @@ const TRIES: u32 = 4;
 const NEW_FLOWS: u32 = 1 << 24;
 
 impl Effort {
-    fn rounds(self) -> u32 {
+    pub(crate) fn rounds(self) -> u32 {
         if self.quick { 3 } else { 7 }
     }
 
@@ -74,9 +74,14 @@ fn known(nodes: &Nodes, effort: Effort, figure: Figure, flows: u32, tcp: bool) -
     for contestant in nodes.contestants.iter().filter(|contestant| contestant.kind.has_flows()) {
         // Connection tracking takes up a connection in its middle, and believes no acknowledgement of an unanswered SYN.
         let flags = if contestant.kind.is_kube_proxy() { ACK } else { SYN };
-        nodes.far.open(&contestant.wire, &traffic(contestant, flags), contestant.kind.pause())?;
+        open(nodes, contestant, &traffic(contestant, flags))?;
     }
     race(nodes, effort, figure, |contestant| traffic(contestant, ACK), Kind::forwards)
+}
+
+/// Begins all flows.
+pub(crate) fn open(nodes: &Nodes, contestant: &Contestant, traffic: &Traffic) -> Result<()> {
+    nodes.far.open(&contestant.wire, traffic, contestant.kind.pause())
 }
 
 /// All contestants in turn, round after round. `forwards`: whether the packets are to go to backends.
@@ -97,7 +102,7 @@ fn race(
 }
 
 /// What came out is what went in, but for what the far end had no time for: of several tries the one with the least loss.
-fn sample(
+pub(crate) fn sample(
     nodes: &Nodes,
     effort: Effort,
     contestant: &Contestant,

@@ -13,6 +13,7 @@ mod streams;
 mod supervise;
 #[path = "../kernel/src/template.rs"]
 mod template;
+mod watched;
 mod wire;
 
 use std::path::PathBuf;
@@ -61,7 +62,7 @@ struct Effort {
 /// Measures, and hands over each figure as soon as it is there.
 type Row = fn(Effort, &mut dyn FnMut(Figure)) -> Result<()>;
 /// What is measured together, by the names of its rows.
-const ROWS: [(&[&str], &str, Row); 9] = [
+const ROWS: [(&[&str], &str, Row); 10] = [
     (&["P1", "P1t", "P2"], "a NodePort's packet of a known flow", forward::hits),
     (&["P1p"], "the same, by the program alone", packets::hits),
     (&["P3"], "beside many Services, and with a new flow in each packet", forward::services),
@@ -71,6 +72,7 @@ const ROWS: [(&[&str], &str, Row); 9] = [
     (&["P8"], "traffic that is no Service's", forward::others),
     (&["P9", "P10", "P11"], "many Services: one endpoint change, start, restart, memory", scale::rows),
     (&["P12"], "bad days under steady requests: what failed", chaos::rows),
+    (&["P13"], "a NodePort's packet, counted and watched", watched::rows),
 ];
 
 fn main() -> ExitCode {

@@ -40,6 +40,9 @@ pub(crate) enum Kind {
     Plain,
     SvcXdp,
     SvcTcx,
+    /// With each backend's bytes counted; so the one below.
+    SvcXdpCounting,
+    SvcTcxCounting,
     Nftables,
     Iptables,
 }
@@ -53,13 +56,24 @@ impl Kind {
             Kind::Plain => "plain routing",
             Kind::SvcXdp => "svc XDP",
             Kind::SvcTcx => "svc tcx",
+            Kind::SvcXdpCounting => "svc XDP, counting bytes",
+            Kind::SvcTcxCounting => "svc tcx, counting bytes",
             Kind::Nftables => "kube-proxy nftables",
             Kind::Iptables => "kube-proxy iptables",
         }
     }
 
-    fn is_svc(self) -> bool {
+    /// As it is without being asked for anything.
+    pub(crate) fn is_plain_svc(self) -> bool {
         matches!(self, Kind::SvcXdp | Kind::SvcTcx)
+    }
+
+    fn counts_bytes(self) -> bool {
+        matches!(self, Kind::SvcXdpCounting | Kind::SvcTcxCounting)
+    }
+
+    fn is_svc(self) -> bool {
+        self.is_plain_svc() || self.counts_bytes()
     }
 
     pub(crate) fn is_kube_proxy(self) -> bool {
@@ -84,8 +98,8 @@ impl Kind {
     /// Packets that a sample takes, in thousands.
     pub(crate) fn thousands(self) -> u64 {
         match self {
-            Kind::XdpTx | Kind::Lookup | Kind::SvcXdp => 1000,
-            Kind::Redirect | Kind::Plain | Kind::SvcTcx => 400,
+            Kind::XdpTx | Kind::Lookup | Kind::SvcXdp | Kind::SvcXdpCounting => 1000,
+            Kind::Redirect | Kind::Plain | Kind::SvcTcx | Kind::SvcTcxCounting => 400,
             Kind::Nftables | Kind::Iptables => 150,
         }
     }
@@ -105,7 +119,7 @@ pub(crate) struct Nodes {
     pub(crate) contestants: Vec<Contestant>,
     _agents: Vec<Agent>,
     pub(crate) far: Far,
-    _labs: Vec<Lab>,
+    labs: Vec<Lab>,
 }
 
 impl Nodes {
@@ -119,7 +133,7 @@ impl Nodes {
         let first = Lab::new()?;
         let prefix = first.namespace(NODES[0].name)?.name().strip_suffix(NODES[0].name).unwrap_or_default().to_owned();
         let far = Far::new(&prefix, seldom)?;
-        let mut nodes = Nodes { contestants: Vec::new(), _agents: Vec::new(), far, _labs: Vec::new() };
+        let mut nodes = Nodes { contestants: Vec::new(), _agents: Vec::new(), far, labs: Vec::new() };
         nodes.add_bare(&prefix, wanted)?;
         // The first lab is there for whoever comes first.
         let mut spare = Some(first);
@@ -132,20 +146,25 @@ impl Nodes {
             };
             let svc: Vec<Kind> = of_size(Kind::is_svc).collect();
             let kube_proxy: Vec<Kind> = of_size(Kind::is_kube_proxy).collect();
-            if !svc.is_empty() {
+            for svc in svc.chunks(NODES.len()) {
                 let lab = spare.take().map_or_else(Lab::new, Ok)?;
-                nodes.add_svc(lab, &svc, services, flows)?;
+                nodes.add_svc(lab, svc, services, flows)?;
             }
             if !kube_proxy.is_empty() {
                 let lab = spare.take().map_or_else(Lab::new, Ok)?;
                 nodes.add_kube_proxy(lab, &kube_proxy, services, flows)?;
             }
         }
-        nodes._labs.extend(spare);
+        nodes.labs.extend(spare);
         for contestant in nodes.contestants.iter().filter(|contestant| contestant.kind.forwards()) {
             nodes.wait_until_in_force(contestant)?;
         }
         Ok(nodes)
+    }
+
+    /// Of the first contestants that are svc's.
+    pub(crate) fn first_lab(&self) -> &Lab {
+        &self.labs[0]
     }
 
     fn number(&self) -> u8 {
@@ -176,8 +195,9 @@ impl Nodes {
         let (flows, room) = (flows.max(1 << 18).to_string(), (services + 1024).max(1 << 16).to_string());
         for (kind, node) in kinds.iter().zip(&NODES) {
             let wire = self.far.plug(lab.namespace(node.name)?, self.number())?;
-            let xdp = if *kind == Kind::SvcXdp { "native" } else { "off" };
-            let arguments = [
+            let is_xdp = matches!(kind, Kind::SvcXdp | Kind::SvcXdpCounting);
+            let xdp = if is_xdp { "native" } else { "off" };
+            let arguments = vec![
                 ["--uplink", &wire.name],
                 ["--xdp", xdp],
                 ["--flow-table-size", &flows],
@@ -185,11 +205,15 @@ impl Nodes {
                 // All flows live as long as a row takes.
                 ["--conntrack-udp-timeout", "30m"],
             ];
-            self._agents.push(Agent::start(&lab, node, &source, arguments.as_flattened())?);
+            let mut arguments = arguments.into_flattened();
+            if kind.counts_bytes() {
+                arguments.push("--count-bytes");
+            }
+            self._agents.push(Agent::start(&lab, node, &source, &arguments)?);
             let name = named(*kind, services);
             self.contestants.push(Contestant { name, kind: *kind, wire, node: node.v4() });
         }
-        self._labs.push(lab);
+        self.labs.push(lab);
         Ok(())
     }
 
@@ -215,7 +239,7 @@ impl Nodes {
             drop(proxy);
             self.contestants.push(contestant);
         }
-        self._labs.push(lab);
+        self.labs.push(lab);
         Ok(())
     }
 
