@@ -287,6 +287,11 @@ impl Kernel {
         self.moved()
     }
 
+    /// What XDP tells the tc program behind it of a frame.
+    pub fn tells_tc(&self, frame: &[u8]) -> Vec<u8> {
+        self.pass(Hook::Xdp, frame, Context::default()).metadata
+    }
+
     fn pass(&self, hook: Hook, frame: &[u8], context: Context) -> Ran {
         let interface = match hook {
             Hook::Xdp | Hook::Ingress | Hook::Egress => net::UPLINK,

@@ -8,12 +8,12 @@
 //! - reverse, backend to client: `to` is the frontend, `second` the client's port, `dst` the client's address. Where the
 //!   source was masqueraded the packet's own destination is an address of this node; the cell is then found by
 //!   the port alone ([`Key::masqueraded`]), and `dst` is where the client's address is kept.
-use core::cmp::max;
+use core::cmp::{max, min};
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::Addr;
 use crate::map::{SCTP, TCP, UDP};
-use crate::verifier::opaque;
+use crate::verifier::{opaque, zeros};
 
 pub const WAYS: usize = 4;
 
@@ -60,6 +60,9 @@ const _: () = assert!(size_of::<Tail>() == 8);
 #[derive(Clone, Copy, Default)]
 pub struct Set(pub [Cell; WAYS]);
 const _: () = assert!(size_of::<Set>() == 256);
+
+/// See [`Key::digest`].
+pub const DIGEST: u16 = 1 << 15;
 
 const PORTS: u64 = 0xffff_ffff;
 const PROTOCOL_SHIFT: u32 = 32;
@@ -201,14 +204,20 @@ impl Key {
     /// The key of a reply to masqueraded traffic: `port` is the source port that was given to the flow. The destination's
     /// address is this node's and not looked at, since a port is given out once for a backend whatever the address.
     #[inline(always)]
-    pub const fn masqueraded(backend: Addr, backend_port: u16, port: u16, protocol: u8) -> Self {
-        Key { src: backend.pairs(), dst: [0; 2], head: head(backend_port, port, protocol) | BY_PORT }
+    pub fn masqueraded(backend: Addr, backend_port: u16, port: u16, protocol: u8) -> Self {
+        Key { src: backend.pairs(), dst: zeros(), head: head(backend_port, port, protocol) | BY_PORT }
     }
 
     /// All ones where the destination's address belongs to the key.
     #[inline(always)]
     const fn dst_mask(&self) -> u64 {
         if self.head & BY_PORT != 0 { 0 } else { u64::MAX }
+    }
+
+    /// Tells the packets of other flows apart from this one's, but for one in 2^15; [`DIGEST`] is set in it.
+    #[inline(always)]
+    pub const fn digest(&self, seed: u64) -> u16 {
+        (self.hash(seed) >> 24) as u16 | DIGEST
     }
 
     /// 64 bits, of which each half chooses a set; `seed` is a secret, so that nobody can aim at one set.
@@ -374,6 +383,8 @@ pub trait Memory {
     fn seed(&self) -> u64;
     /// Null where there is no table.
     fn idle_limits(&self) -> *const IdleLimits;
+    /// How many searches for room have failed since the last one that did not, see [`MANY`]; null where nobody counts.
+    fn crowded(&self) -> *mut u32;
 
     /// [`put`], or a kernel function that is verified by itself and calls it. So for those below.
     fn put(&self, entry: &Entry, now: u16, room: Room) -> Added
@@ -478,10 +489,12 @@ pub fn find<M: Memory>(memory: &M, key: &Key, hit: &mut Hit) -> *mut Cell {
     }
 }
 
+/// From the last cell on, since that is taken first ([`victim`]): in a set with few flows no other line is touched.
 #[inline(always)]
 unsafe fn find_in(set: *mut Set, key: &Key, hit: &mut Hit) -> *mut Cell {
-    let mut way = 0;
-    while way < WAYS {
+    let mut way = WAYS;
+    while way > 0 {
+        way -= 1;
         // SAFETY: the caller's set is whole.
         unsafe {
             let cell = addr_of_mut!((*set).0[way]);
@@ -495,7 +508,6 @@ unsafe fn find_in(set: *mut Set, key: &Key, hit: &mut Hit) -> *mut Cell {
                 }
             }
         }
-        way += 1;
     }
     core::ptr::null_mut()
 }
@@ -537,7 +549,8 @@ unsafe fn difference(cell: *const Cell, key: &Key) -> u64 {
     }
 }
 
-/// How many cells are the key's. Where both its choices are the same set, each of that set's cells counts twice.
+/// How many cells are the key's. Where both its choices are the same set, each of that set's cells counts twice once that is
+/// [`OVERFLOWN`], as it is with an entry of that kind.
 #[inline(always)]
 pub fn count<M: Memory>(memory: &M, key: &Key) -> u32 {
     let hash = key.hash(memory.seed());
@@ -546,7 +559,11 @@ pub fn count<M: Memory>(memory: &M, key: &Key) -> u32 {
         return 0;
     }
     // SAFETY: two whole sets of `memory`.
-    unsafe { count_in(first, key) + count_in(second, key) }
+    unsafe {
+        let found = count_in(first, key);
+        // In this order: what was moved meanwhile has left its mark.
+        if head_of(addr_of!((*first).0[0])) & OVERFLOWN == 0 { found } else { found + count_in(second, key) }
+    }
 }
 
 /// How many cells of the set are the key's.
@@ -630,7 +647,35 @@ pub fn add<M: Memory>(memory: &M, entry: &Entry, now: u16) -> Added {
         return added;
     }
     memory.make_room(entry, now);
-    memory.put(entry, now, Room::Dispensable)
+    let added = memory.put(entry, now, Room::Dispensable);
+    if added == Added::Full {
+        // It was a short search, perhaps: none that comes after is to be refused for that.
+        set_crowded(memory, 0);
+    }
+    added
+}
+
+/// After so many searches for room that have found none the table is full, by all odds, as in a flood. Flows that can be done
+/// without are to give way then, and it is not to cost more than that: of the flows in the way, each of which costs a look at a
+/// set that is in no cache, only [`FEW`] are tried to be moved, until that is found to succeed.
+const MANY: u32 = 8;
+const FEW: usize = 1;
+
+/// How many searches have failed since the last one that did not; at most [`MANY`].
+#[inline(always)]
+fn crowded<M: Memory>(memory: &M) -> u32 {
+    let crowded = memory.crowded();
+    // SAFETY: null, or a number of `memory`'s; what another core says of the table is as good.
+    if crowded.is_null() { 0 } else { unsafe { read_volatile(crowded) } }
+}
+
+#[inline(always)]
+fn set_crowded<M: Memory>(memory: &M, failed: u32) {
+    let crowded = memory.crowded();
+    if !crowded.is_null() {
+        // SAFETY: as above.
+        unsafe { write_volatile(crowded, failed) };
+    }
 }
 
 /// What may be taken for a newcomer.
@@ -853,43 +898,61 @@ pub fn make_room<M: Memory>(memory: &M, entry: &Entry, now: u16) {
     }
     // SAFETY: two whole sets of `memory`.
     unsafe {
-        if !displace(memory, first, now) {
-            displace(memory, second, now);
-        }
+        let is_short = crowded(memory) >= MANY;
+        let moved = if is_short {
+            displace(memory, first, now, FEW)
+        } else {
+            displace(memory, first, now, WAYS) || displace(memory, second, now, WAYS)
+        };
+        let failed = crowded(memory);
+        set_crowded(memory, if moved { 0 } else { min(failed + 1, MANY) });
     }
 }
 
-/// Moves one of the set's flows to the other set that the flow may be in; false where none can be moved.
+/// The other set that the flow of this set's cell may be in, or the same one; null where there is none. A function of its own in
+/// the kernel, whose stack is short.
+///
+/// # Safety
+/// `cell` is one of `set`, and that one of `memory`'s.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+unsafe fn elsewhere<M: Memory>(memory: &M, set: *const Set, cell: *const Cell) -> *mut Set {
+    // SAFETY: the caller's cell.
+    let key = unsafe {
+        let (src, dst) = (read_pair(addr_of!((*cell).key.src)), read_pair(addr_of!((*cell).key.dst)));
+        Key { head: head_of(cell), src, dst }
+    };
+    let hash = key.hash(memory.seed());
+    let first = memory.set((hash >> 32) as u32);
+    if set == first { memory.set(hash as u32) } else { first }
+}
+
+/// Moves one of the set's first `ways` flows to the other set that the flow may be in; false where none can be moved.
 ///
 /// The copy is there before the original goes, so a reader finds one of them.
 ///
 /// # Safety
 /// `set` is a whole set of `memory`.
 #[inline(always)]
-unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16) -> bool {
+unsafe fn displace<M: Memory>(memory: &M, set: *mut Set, now: u16, ways: usize) -> bool {
     let limits = memory.idle_limits();
     if limits.is_null() {
         return false;
     }
     let mut way = 0;
-    while way < WAYS {
+    while way < ways {
         // SAFETY: the caller's set is whole, and so are those that `memory` gives.
         unsafe {
             let cell = addr_of_mut!((*set).0[way]);
             let head = head_of(cell);
-            let (src, dst) = (read_pair(addr_of!((*cell).key.src)), read_pair(addr_of!((*cell).key.dst)));
-            let hash = Key { head, src, dst }.hash(memory.seed());
-            let (first, second) = (memory.set((hash >> 32) as u32), memory.set(hash as u32));
-            let other = if set == first { second } else { first };
+            let other = elsewhere(memory, set, cell);
             if head & (LIVE | LOCKED) == LIVE && !other.is_null() && other != set {
                 let room = memory.victim(other, now);
                 let last = read_volatile(addr_of!((*cell).tail.last));
                 let target = addr_of_mut!((*other).0[room as usize & (WAYS - 1)]);
                 let old = head_of(target);
                 if score_of(target, old, now, limits) >= IDLE && take(target, old, cell, head, last) {
-                    if set == first {
-                        fetch_or(addr_of_mut!((*set).0[0].key.head), OVERFLOWN);
-                    }
+                    // Needless where the set was the flow's second choice, but a set that was full has this mark as a rule.
+                    fetch_or(addr_of_mut!((*set).0[0].key.head), OVERFLOWN);
                     clear(cell);
                     return true;
                 }
@@ -1073,6 +1136,7 @@ pub unsafe fn copy(cell: *const Cell) -> Cell {
 #[cfg(any(test, feature = "std"))]
 pub struct Sets {
     sets: Vec<core::cell::UnsafeCell<Set>>,
+    crowded: core::cell::UnsafeCell<u32>,
     seed: u64,
     limits: IdleLimits,
 }
@@ -1087,7 +1151,7 @@ impl Sets {
     pub fn new(sets: usize, seed: u64) -> Self {
         assert!(sets.is_power_of_two());
         let sets = (0..sets).map(|_| core::cell::UnsafeCell::new(Set::default())).collect();
-        Sets { sets, seed, limits: IdleLimits::default() }
+        Sets { sets, crowded: core::cell::UnsafeCell::new(0), seed, limits: IdleLimits::default() }
     }
 
     fn cells(&self) -> impl Iterator<Item = *mut Cell> {
@@ -1110,6 +1174,9 @@ impl Sets {
 
 #[cfg(any(test, feature = "std"))]
 impl Memory for Sets {
+    fn crowded(&self) -> *mut u32 {
+        self.crowded.get()
+    }
     fn set(&self, index: u32) -> *mut Set {
         self.sets[index as usize & (self.sets.len() - 1)].get()
     }

@@ -2,6 +2,7 @@
 //! network byte order (`port` as it stands in a packet, read natively), everything else in the machine's.
 use crate::Addr;
 use crate::flow::IdleLimits;
+use crate::verifier::zeros;
 
 /// File names of the pins under `--bpffs`, one a map; programs and links have their own directories there.
 pub mod pin {
@@ -110,6 +111,12 @@ const _: () = assert!(size_of::<BackendSlot>() == 24);
 pub const BACKEND_LOCAL: u16 = 1;
 
 impl BackendSlot {
+    /// None, to be written over.
+    #[inline(always)]
+    pub fn blank() -> Self {
+        BackendSlot { addr: Addr::from_pairs(zeros()), port: 0, flags: 0, id: 0 }
+    }
+
     pub const fn header(count: u32) -> Self {
         BackendSlot { addr: Addr::ANY_V6, port: 0, flags: 0, id: count }
     }

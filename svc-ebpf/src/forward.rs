@@ -1,9 +1,10 @@
 //! Sending a packet on to another host, as a router does.
-use svc_common::Reason;
 use svc_common::checksum::Diff;
+use svc_common::{Addr, Reason};
 
 use crate::family::Family;
 use crate::packet::Packet;
+use crate::tables::Tables;
 
 /// The way to the next host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -13,6 +14,8 @@ pub struct Hop {
     pub macs: [u16; 6],
     /// What the next link takes, in bytes of the network packet; 0 where that is not known.
     pub mtu: u16,
+    /// [`source`] of the interface.
+    pub source: Addr,
 }
 
 impl Hop {
@@ -20,6 +23,25 @@ impl Hop {
     pub const fn is_resolved(&self) -> bool {
         self.macs[0] | self.macs[1] | self.macs[2] != 0
     }
+}
+
+/// What traffic that leaves by this interface takes as its source: the interface's address, else the node's; unspecified where
+/// there is none of the family.
+#[inline(always)]
+pub fn source<T: Tables>(tables: &T, v4: bool, ifindex: u32) -> Addr {
+    let of = |ifindex: u32| {
+        let uplink = tables.uplink(ifindex).unwrap_or_default();
+        if v4 { uplink.v4 } else { uplink.v6 }
+    };
+    let own = of(ifindex);
+    if own == own.any() { of(0) } else { own }
+}
+
+/// # Errors
+/// [`Reason::NoRoute`] where it is none.
+#[inline(always)]
+pub fn known(source: Addr) -> Result<Addr, Reason> {
+    if source == source.any() { Err(Reason::NoRoute) } else { Ok(source) }
 }
 
 /// # Errors

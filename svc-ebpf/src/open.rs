@@ -39,7 +39,7 @@ const PORT_KEPT: u16 = 1 << 14;
 /// [`Reason::FlowTableFull`], [`Reason::NoSourcePort`].
 #[inline(always)]
 pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) -> Result<(), Reason> {
-    let mut backend = BackendSlot::default();
+    let mut backend = BackendSlot::blank();
     match balance(tables, headers, &mut backend) {
         Err(Reason::NotService) if is_shadowed(tables, headers) => {
             backend = BackendSlot { addr: headers.dst, port: headers.dport, flags: 0, id: NO_BACKEND };

@@ -5,6 +5,7 @@ use svc_common::{Addr, Reason};
 use crate::family::Family;
 use crate::forward::Hop;
 use crate::parse::Headers;
+use crate::tables::Tables;
 
 /// Plain bytes that may be read from and written to a packet.
 ///
@@ -53,11 +54,11 @@ pub trait Packet {
     /// Where the packet is too short or the kernel refuses.
     fn patch_l4<F: Family>(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason>;
 
-    /// The way to `dst` for a packet with these headers, into `hop`.
+    /// The way to `dst` for a packet with these headers, and the source that it takes there, into `hop`.
     ///
     /// # Errors
     /// [`Reason::NoRoute`] and [`Reason::TooBig`]; in front of the stack also where only the stack can send it.
-    fn route(&mut self, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason>;
+    fn route<T: Tables>(&mut self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason>;
 
     /// Whether a socket of this node would get what `remote` sends to `local`. Addresses and ports, these in network byte
     /// order, are those of such a packet.

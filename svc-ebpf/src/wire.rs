@@ -1,10 +1,10 @@
 //! What passes the node's interfaces: those to the network, and those to its pods.
+use svc_common::Reason;
 use svc_common::flow::{Hit, Key, Memory};
 use svc_common::map::{ADDRESS_LOCAL, ADDRESS_NODE};
-use svc_common::{Addr, Reason};
 
 use crate::family::{Family, V4, V6};
-use crate::forward::{Hop, check_hop_limit, send_on, set_link};
+use crate::forward::{Hop, check_hop_limit, known, send_on, set_link, source};
 use crate::open::is_shadowed;
 use crate::packet::{Packet, Peer};
 use crate::parse::{From, Headers, parse};
@@ -20,6 +20,8 @@ pub struct Scratch {
     hit: Hit,
     pub hop: Hop,
     next: Next,
+    /// [`Key::digest`] of a packet that has no flow, nor is to have one; 0 of all others.
+    pub judged: u16,
 }
 
 /// Where a packet goes that was changed.
@@ -37,35 +39,52 @@ pub enum Next {
 
 /// Finds or opens the flow of a packet that comes in; `scratch.headers.from` is the caller's. [`translate`] is to follow.
 ///
+/// `before`: what `scratch.judged` was where the packet was met before. Unless it was changed since, which its digest tells, it
+/// is not judged again.
+///
 /// # Errors
 /// Why it is not sent on.
 #[inline(always)]
-pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) -> Result<(), Reason> {
-    let Scratch { headers, key, hit, hop, .. } = scratch;
+pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch, before: u16) -> Result<(), Reason> {
+    let Scratch { headers, key, hit, hop, judged, .. } = scratch;
     hop.ifindex = 0;
+    *judged = 0;
     parse(packet, tables, headers)?;
-    *key = Key::masqueraded(headers.src, headers.sport, headers.dport, headers.protocol);
+    if before != 0 {
+        *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
+        if key.digest(tables.flows().seed()) == before {
+            *judged = before;
+            return Err(Reason::NotService);
+        }
+    }
     let config = tables.config();
     let port = u16::from_be(headers.dport);
     let may_be_masqueraded = config.snat_first <= port && port < config.first_moved_port();
     // What goes to somebody else from and to the same ports is not to be noted in the flow.
-    if !may_be_masqueraded
-        || tables.address(&headers.dst) & (ADDRESS_LOCAL | ADDRESS_NODE) == 0
-        || !follow(tables, key, headers, hit)
-    {
-        *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
-        if !follow(tables, key, headers, hit) {
-            open(packet, tables, headers, key, hit)?;
-        } else if hit.is_reverse() && !hit.is_to_stack() {
-            return Err(Reason::NotService);
+    if may_be_masqueraded && tables.address(&headers.dst) & (ADDRESS_LOCAL | ADDRESS_NODE) != 0 {
+        *key = Key::masqueraded(headers.src, headers.sport, headers.dport, headers.protocol);
+        if follow(tables, key, headers, hit) {
+            return Ok(());
         }
+    }
+    *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
+    if !follow(tables, key, headers, hit) {
+        let opened = open(packet, tables, headers, key, hit);
+        if opened == Err(Reason::NotService) {
+            *judged = key.digest(tables.flows().seed());
+        }
+        return opened;
+    }
+    if hit.is_reverse() && !hit.is_to_stack() {
+        return Err(Reason::NotService);
     }
     Ok(())
 }
 
 /// Finds the flow of a packet that leaves, and was not sent on by us: the reply of a backend is to take its frontend's
 /// address again. `to_network`: one that is addressed to a frontend, and was not seen where it came from, is to be translated
-/// as well. [`translate`] is to follow.
+/// as well. `before`: as for [`ingress`]; a packet that came in and is the same still is judged no other way here. [`translate`] is
+/// to follow.
 ///
 /// # Errors
 /// As [`ingress`].
@@ -75,12 +94,16 @@ pub fn egress<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
     to_network: bool,
+    before: u16,
 ) -> Result<(), Reason> {
     let Scratch { headers, key, hit, hop, .. } = scratch;
     hop.ifindex = 0;
     headers.from = From::Host;
     parse(packet, tables, headers)?;
     *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
+    if before != 0 && key.digest(tables.flows().seed()) == before {
+        return Err(Reason::NotService);
+    }
     if !follow(tables, key, headers, hit) {
         if !to_network && !is_shadowed(tables, headers) {
             return Err(Reason::NotService);
@@ -114,7 +137,7 @@ fn open<P: Packet, T: Tables>(
         attempt += 1;
         tables.open(headers, key, hit)?;
         let local = if hit.is_masqueraded() {
-            source(tables, headers.v4, packet.ifindex())?
+            known(source(tables, headers.v4, packet.ifindex()))?
         } else if headers.from == From::Host && hit.second != headers.sport {
             headers.src
         } else {
@@ -167,12 +190,12 @@ fn apply<P: Packet, T: Tables, F: Family>(
     let dst = if reverse { hit.dst() } else { hit.to() };
     let limit = if hit.is_masqueraded() { check_hop_limit::<P, F>(packet)? } else { 0 };
     if hit.is_masqueraded() || (!reverse && headers.from == From::Host) {
-        packet.route(headers, &dst, hop)?;
+        packet.route(tables, headers, &dst, hop)?;
     }
     let to = if reverse {
         Endpoints { src: hit.to(), sport: hit.port, dst, dport: hit.second }
     } else {
-        let src = if hit.is_masqueraded() { source(tables, F::IS_V4, hop.ifindex)? } else { headers.src };
+        let src = if hit.is_masqueraded() { known(hop.source)? } else { headers.src };
         Endpoints { src, sport: hit.second, dst, dport: hit.port }
     };
     let has_new_source = to.src != headers.src;
@@ -203,20 +226,6 @@ fn rewrite_any<P: Packet, F: Family>(packet: &mut P, headers: &Headers, to: &End
     } else {
         rewrite::<P, F>(packet, headers, to)
     }
-}
-
-/// What traffic that leaves by this interface takes as its source: the interface's address, else the node's.
-#[inline(always)]
-fn source<T: Tables>(tables: &T, v4: bool, ifindex: u32) -> Result<Addr, Reason> {
-    let of = |ifindex: u32| {
-        let uplink = tables.uplink(ifindex).unwrap_or_default();
-        if v4 { uplink.v4 } else { uplink.v6 }
-    };
-    let mut own = of(ifindex);
-    if own == own.any() {
-        own = of(0);
-    }
-    if own == own.any() { Err(Reason::NoRoute) } else { Ok(own) }
 }
 
 /// Finds the packet's flow and lets it live on; false where there is none, or one that has ended and is not to be gone on

@@ -8,6 +8,7 @@ mod errors;
 mod forwarded;
 mod headers;
 mod hops;
+mod judged;
 mod model;
 mod monitored;
 mod pieces;

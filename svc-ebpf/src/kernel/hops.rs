@@ -1,8 +1,8 @@
-//! Next hops that XDP has asked the kernel for, kept for the packets that follow: asking costs as much as all the rest.
+//! Next hops that the kernel was asked for, kept for the packets that follow: asking costs as much as all the rest.
 //!
-//! Each CPU has its own, which no other writes. One holds for a tick at most, after which what nobody hears of is seen, such as
-//! an MTU that a router has reported; and only while the agent, which hears of every change to routes and neighbours, lets it:
-//! see [`HopLease`].
+//! Each CPU has its own, which no other writes; nor does one hook's program interrupt another's while it is here. One holds for a
+//! tick at most, after which what nobody hears of is seen, such as an MTU that a router has reported; and only while the agent,
+//! which hears of every change to routes and neighbours, lets it: see [`HopLease`].
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
@@ -12,24 +12,31 @@ use svc_ebpf::forward::Hop;
 
 use super::ticks::TICK_SHIFT;
 
-/// Binary logarithm of their number.
-const HOPS_SHIFT: u32 = 10;
+/// Binary logarithms of the number of tables, and of their size: a table is one value, since of values each is found by a pointer
+/// of its own, and the kernel's largest is 32 KiB.
+const TABLES_SHIFT: u32 = 2;
+const HOPS_SHIFT: u32 = 8;
 #[btf_map]
-static HOPS: PerCpuArray<Known, { 1 << HOPS_SHIFT }> = PerCpuArray::new();
+static HOPS: PerCpuArray<[Known; 1 << HOPS_SHIFT], { 1 << TABLES_SHIFT }> = PerCpuArray::new();
 #[btf_map]
 static HOP_LEASE: Array<HopLease, 1> = Array::new();
 
+/// One line of the cache.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Known {
     /// Of when it was learned.
     moment: u64,
     dst: Addr,
+    source: Addr,
+    /// By which the packet came in.
+    interface: u32,
     ifindex: u32,
     macs: [u16; 6],
     mtu: u16,
     pad: u16,
 }
+const _: () = assert!(size_of::<Known>() == 64);
 
 /// What a next hop that is learned now is learned under, the lease's generation and the tick; 0 where nothing may be kept.
 #[inline(always)]
@@ -43,29 +50,34 @@ pub(super) fn moment() -> u64 {
 #[inline(always)]
 fn place(dst: &Addr) -> Option<*mut Known> {
     let word = dst.0[0] ^ dst.0[1].rotate_left(11) ^ dst.0[2].rotate_left(19) ^ dst.0[3];
-    HOPS.get_ptr_mut(word.wrapping_mul(0x9E37_79B1) >> (32 - HOPS_SHIFT))
+    let hash = word.wrapping_mul(0x9E37_79B1);
+    let table = HOPS.get_ptr_mut(hash >> (32 - TABLES_SHIFT))?;
+    let index = hash >> (32 - TABLES_SHIFT - HOPS_SHIFT) & ((1 << HOPS_SHIFT) - 1);
+    // SAFETY: within the table.
+    Some(unsafe { table.cast::<Known>().add(index as usize) })
 }
 
-/// The way to `dst` for a packet of `length` bytes that came in by `hop.ifindex`, and is to leave by it; false where it is not
-/// known.
+/// The way to `dst` for a packet of `length` bytes that came in by `hop.ifindex`; false where it is not known.
 #[inline(never)]
 pub(super) fn find(moment: u64, dst: &Addr, length: u16, hop: &mut Hop) -> bool {
     if moment == 0 {
         return false;
     }
     let Some(known) = place(dst) else { return false };
-    // SAFETY: this CPU's own, which XDP alone writes.
+    // SAFETY: this CPU's own.
     let known = unsafe { &*known };
-    if known.moment != moment || known.dst != *dst || known.ifindex != hop.ifindex || known.mtu < length {
+    if known.moment != moment || known.dst != *dst || known.interface != hop.ifindex || known.mtu < length {
         return false;
     }
+    hop.ifindex = known.ifindex;
     hop.macs = known.macs;
     hop.mtu = known.mtu;
+    hop.source = known.source;
     true
 }
 
 #[inline(never)]
-pub(super) fn keep(moment: u64, dst: &Addr, hop: &Hop) {
+pub(super) fn keep(moment: u64, dst: &Addr, interface: u32, hop: &Hop) {
     if moment == 0 {
         return;
     }
@@ -74,6 +86,8 @@ pub(super) fn keep(moment: u64, dst: &Addr, hop: &Hop) {
         let known = unsafe { &mut *known };
         known.moment = moment;
         known.dst = *dst;
+        known.source = hop.source;
+        known.interface = interface;
         known.ifindex = hop.ifindex;
         known.macs = hop.macs;
         known.mtu = hop.mtu;

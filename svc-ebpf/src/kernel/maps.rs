@@ -63,6 +63,8 @@ static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
 #[btf_map]
 static TURN: Array<u32, 1> = Array::new();
 #[btf_map]
+static CROWDED: PerCpuArray<u32, 1> = PerCpuArray::new();
+#[btf_map]
 static REJECTS: PerCpuArray<Rejects, 1> = PerCpuArray::new();
 
 /// Rejections that this CPU has sent in a tick.
@@ -125,6 +127,11 @@ impl flow::Memory for Flows {
     #[inline(always)]
     fn idle_limits(&self) -> *const flow::IdleLimits {
         CONFIG.get(0).map_or(core::ptr::null(), |config| &raw const config.idle_limits)
+    }
+
+    #[inline(always)]
+    fn crowded(&self) -> *mut u32 {
+        CROWDED.get_ptr_mut(0).unwrap_or(core::ptr::null_mut())
     }
 
     #[inline(always)]

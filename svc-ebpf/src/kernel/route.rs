@@ -5,12 +5,41 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Params,
 };
 use aya_ebpf::helpers::bpf_fib_lookup;
+use svc_common::verifier::zeros;
 use svc_common::{Addr, Reason};
-use svc_ebpf::forward::Hop;
+use svc_ebpf::Tables;
+use svc_ebpf::forward::{Hop, source};
 use svc_ebpf::parse::Headers;
+
+use super::hops;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+
+/// The way to `dst`, as it is kept or from the kernel. `length`: as in [`route`]; `interface`: by which the packet came in.
+#[inline(always)]
+pub(super) fn way<T: Tables>(
+    context: *mut c_void,
+    tables: &T,
+    length: u16,
+    interface: u32,
+    headers: &Headers,
+    dst: &Addr,
+    hop: &mut Hop,
+) -> Result<(), Reason> {
+    hop.ifindex = interface;
+    let moment = hops::moment();
+    if hops::find(moment, dst, length, hop) {
+        return Ok(());
+    }
+    route(context, length, headers, dst, hop)?;
+    hop.source = source(tables, dst.is_v4(), hop.ifindex);
+    // Without a length the MTU is another one.
+    if length != 0 && hop.is_resolved() {
+        hops::keep(moment, dst, interface, hop);
+    }
+    Ok(())
+}
 
 /// Asks for a packet that came in by `hop.ifindex`. `length`: the packet's without its link header, or 0 not to have it
 /// compared with the next link's MTU.
@@ -26,7 +55,7 @@ pub(super) fn route(
 ) -> Result<(), Reason> {
     let v4 = dst.is_v4();
     // SAFETY: all zeros is a value of this plain struct.
-    let mut params: Params = unsafe { core::mem::zeroed() };
+    let mut params: Params = unsafe { core::mem::transmute(zeros::<{ size_of::<Params>() / 8 }>()) };
     params.l4_protocol = headers.protocol;
     params.sport = headers.sport;
     params.dport = headers.dport;
@@ -66,6 +95,8 @@ pub(super) fn route(
     } else {
         [0; 6]
     };
-    *hop = Hop { ifindex: params.ifindex, macs, mtu };
+    hop.ifindex = params.ifindex;
+    hop.macs = macs;
+    hop.mtu = mtu;
     Ok(())
 }

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_s
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use svc_common::checksum::{Diff, fold};
+use svc_common::flow::DIGEST;
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::{ETHERNET, Family};
 use svc_ebpf::forward::Hop;
@@ -16,7 +17,7 @@ use svc_ebpf::{Tables, reject};
 
 use super::maps::{Hook, Maps, may_reject, scratch};
 use super::sk_lookup::has_socket;
-use super::{at, monitor, pieces, route};
+use super::{at, judged, monitor, pieces, route};
 
 /// Not judged here: the next program, or the stack, goes on with it.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -24,8 +25,9 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 
 /// In a packet's tc_index, which nothing but classful queues' own filters uses: it was translated and sent on, and the egresses
 /// that it passes now, more than one where interfaces are stacked, have nothing to do. Taken off where the packet comes in
-/// somewhere, since a veth does not.
+/// somewhere, since a veth does not. So for the digest of a packet that came in, and is no Service's.
 const SENT_ON: u32 = 0x5ec0;
+const _: () = assert!(SENT_ON & DIGEST as u32 == 0);
 
 /// What has to be in the linear part of the buffer: an ICMPv6 error's headers, those that it quotes, and options.
 const HEADERS: u32 = 256;
@@ -87,7 +89,9 @@ impl Packet for Skb<'_> {
 
     #[inline(always)]
     fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason> {
-        self.0.l3_csum_replace(offset, 0, fold(diff.0) as u64, 0).map_err(|_| Reason::HelperFailed)
+        // With the header's own checksum the sum of the whole packet stays what it was: nothing else is to be told of it.
+        let field = self.get(offset)?;
+        self.set(offset, diff.apply(field))
     }
 
     #[inline(always)]
@@ -109,11 +113,10 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn route(&mut self, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+    fn route<T: Tables>(&mut self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         // Segments are cut to the next link's size by the stack.
         let length = if self.is_gso() { 0 } else { self.size().wrapping_sub(ETHERNET as u32) as u16 };
-        hop.ifindex = self.ifindex();
-        route::route(self.0.as_ptr(), length, headers, dst, hop)
+        route::way(self.0.as_ptr(), tables, length, self.ifindex(), headers, dst, hop)
     }
 }
 
@@ -239,25 +242,32 @@ fn come_in(context: &TcContext, from: From) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: the program's own context.
     unsafe {
-        if (*skb).tc_index == SENT_ON {
+        let index = (*skb).tc_index;
+        if index == SENT_ON || index & u32::from(DIGEST) != 0 {
             (*skb).tc_index = 0;
         }
     }
     let Some(scratch) = scratch(Hook::Ingress) else { return NEXT };
     scratch.headers.from = from;
-    let mut found = ingress(context, scratch);
+    let before = if from == From::Network { judged::told(context) } else { 0 };
+    let mut found = ingress(context, scratch, before);
     if found == Err(Reason::Truncated) && pull(context) {
-        found = ingress(context, scratch);
+        found = ingress(context, scratch, before);
     }
     if scratch.headers.fragment == FRAGMENT_FIRST && pieces::release(context, &scratch.headers) {
         return DROP;
+    }
+    if scratch.judged != 0 {
+        // SAFETY: as above.
+        unsafe { (*skb).tc_index = scratch.judged.into() };
+        return NEXT;
     }
     if found == Err(Reason::FragmentUnknown) {
         if pieces::keep(context, &scratch.headers) {
             Maps.count(Reason::FragmentKept, context.len());
             return DROP;
         }
-        found = ingress(context, scratch);
+        found = ingress(context, scratch, before);
     }
     settle(context, scratch, found)
 }
@@ -275,13 +285,15 @@ pub fn svc_pod_egress(context: TcContext) -> i32 {
 #[inline(always)]
 fn go_out(context: &TcContext, to_network: bool) -> i32 {
     // SAFETY: the program's own context.
-    if unsafe { (*context.skb.skb).tc_index } == SENT_ON {
+    let index = unsafe { (*context.skb.skb).tc_index };
+    if index == SENT_ON {
         return NEXT;
     }
+    let before = if index & u32::from(DIGEST) != 0 { index as u16 } else { 0 };
     let Some(scratch) = scratch(Hook::Egress) else { return NEXT };
-    let mut found = egress(context, scratch, to_network);
+    let mut found = egress(context, scratch, to_network, before);
     if found == Err(Reason::Truncated) && pull(context) {
-        found = egress(context, scratch, to_network);
+        found = egress(context, scratch, to_network, before);
     }
     settle(context, scratch, found)
 }
@@ -289,13 +301,13 @@ fn go_out(context: &TcContext, to_network: bool) -> i32 {
 // Functions of their own, so that the variables of two of them do not stand on the stack together.
 
 #[inline(never)]
-fn ingress(context: &TcContext, scratch: &mut Scratch) -> Result<(), Reason> {
-    wire::ingress(&Skb(context), &Maps, scratch)
+fn ingress(context: &TcContext, scratch: &mut Scratch, before: u16) -> Result<(), Reason> {
+    wire::ingress(&Skb(context), &Maps, scratch, before)
 }
 
 #[inline(never)]
-fn egress(context: &TcContext, scratch: &mut Scratch, to_network: bool) -> Result<(), Reason> {
-    wire::egress(&Skb(context), &Maps, scratch, to_network)
+fn egress(context: &TcContext, scratch: &mut Scratch, to_network: bool, before: u16) -> Result<(), Reason> {
+    wire::egress(&Skb(context), &Maps, scratch, to_network, before)
 }
 
 #[inline(never)]

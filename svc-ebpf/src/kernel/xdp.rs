@@ -1,20 +1,21 @@
 //! In front of the stack. Whatever cannot be done here passes unmodified to the tc program behind, which can do all.
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
-use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use svc_common::checksum::Diff;
+use svc_common::verifier::opaque;
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::Family;
 use svc_ebpf::forward::Hop;
 use svc_ebpf::packet::{Packet, Peer, Pod};
 use svc_ebpf::parse::{From, Headers};
+use svc_ebpf::tables::Tables;
 use svc_ebpf::wire::{self, Next};
 
 use super::maps::{Hook, Maps, scratch};
 use super::sk_lookup::has_socket;
-use super::{at, hops, route};
+use super::{at, judged, route};
 
 struct Frame<'a>(&'a XdpContext);
 
@@ -36,9 +37,8 @@ impl Packet for Frame<'_> {
 
     #[inline(always)]
     fn size(&self) -> u32 {
-        // The difference of the two pointers would be kept in 32 bits, half a pointer with it, which the verifier forbids.
-        // SAFETY: the program's own context.
-        unsafe { bpf_xdp_get_buff_len(self.0.ctx) as u32 }
+        // Of 32 bits, as the compiler would have it, the verifier forbids the difference of two pointers.
+        opaque(opaque(self.0.data_end() as u64).wrapping_sub(opaque(self.0.data() as u64))) as u32
     }
 
     #[inline(always)]
@@ -69,19 +69,11 @@ impl Packet for Frame<'_> {
 
     /// Only what leaves by the link it came from, with a neighbour that is known.
     #[inline(always)]
-    fn route(&mut self, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+    fn route<T: Tables>(&mut self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         let length = self.size().wrapping_sub(svc_ebpf::family::ETHERNET as u32) as u16;
-        hop.ifindex = self.ifindex();
-        let moment = hops::moment();
-        if hops::find(moment, dst, length, hop) {
-            return Ok(());
-        }
-        route::route(self.0.as_ptr(), length, headers, dst, hop)?;
-        if !hop.is_resolved() || hop.ifindex != self.ifindex() {
-            return Err(Reason::NoRoute);
-        }
-        hops::keep(moment, dst, hop);
-        Ok(())
+        let interface = self.ifindex();
+        route::way(self.0.as_ptr(), tables, length, interface, headers, dst, hop)?;
+        if hop.is_resolved() && hop.ifindex == interface { Ok(()) } else { Err(Reason::NoRoute) }
     }
 }
 
@@ -91,8 +83,14 @@ pub fn svc_xdp(context: XdpContext) -> u32 {
     scratch.headers.from = From::Network;
     let frame = &mut Frame(&context);
     // What was refused here is judged, and counted, by tc.
-    match wire::ingress(frame, &Maps, scratch).and_then(|()| wire::translate(frame, &Maps, scratch)) {
+    match wire::ingress(frame, &Maps, scratch, 0).and_then(|()| wire::translate(frame, &Maps, scratch)) {
         Ok(Next::Send) => XDP_TX,
-        Ok(Next::Stack | Next::Reenter) | Err(_) => XDP_PASS,
+        Ok(Next::Stack | Next::Reenter) => XDP_PASS,
+        Err(_) => {
+            if scratch.judged != 0 {
+                judged::tell(&context, scratch.judged);
+            }
+            XDP_PASS
+        }
     }
 }

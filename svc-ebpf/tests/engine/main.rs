@@ -571,3 +571,36 @@ fn a_port_of_the_node_that_stays_is_its_own_sockets() {
     assert_eq!(world.egress(&mut frame), Ok(Next::Send));
     assert_eq!(frame.endpoints(), (NODE.into(), 123, REMOTE.into(), 9376));
 }
+
+#[test]
+fn what_was_judged_to_be_no_services_is_not_judged_again() {
+    let mut world = World::default();
+    let frame = Frame::tcp(CLIENT, 4000, LOCAL, 80, TCP_SYN);
+    let judged = world.judged(&frame);
+    assert_ne!(judged, 0);
+    world.service(7, LOCAL, 80, TCP, 0, &[(REMOTE, false)]);
+    world.address(LOCAL, ADDRESS_CLUSTER_IP);
+    assert_eq!(world.judge_again(&frame, judged), [Err(Reason::NotService); 2]);
+    assert_eq!(world.judge_again(&frame, 0), [Ok(()); 2]);
+}
+
+#[test]
+fn what_was_changed_since_it_was_judged_is_judged_again() {
+    let mut world = World::default();
+    let judged = world.judged(&Frame::tcp(CLIENT, 4000, LOCAL, 80, TCP_SYN));
+    world.service(7, VIP, 80, TCP, 0, &[(REMOTE, false)]);
+    world.address(VIP, ADDRESS_CLUSTER_IP);
+    let changed = Frame::tcp(CLIENT, 4000, VIP, 80, TCP_SYN);
+    assert_eq!(world.judge_again(&changed, judged), [Ok(()); 2]);
+}
+
+#[test]
+fn what_has_a_flow_is_judged_at_each_hook() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    let mut frame = syn();
+    world.ingress(&mut frame).unwrap();
+    let (_, port, ..) = frame.endpoints();
+    // The uplink's egress is where it becomes the frontend's.
+    assert_eq!(world.judged(&Frame::tcp(LOCAL, 9376, CLIENT, port, TCP_SYN | TCP_ACK)), 0);
+}

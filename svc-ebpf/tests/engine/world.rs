@@ -11,7 +11,7 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::Family;
-use svc_ebpf::forward::Hop;
+use svc_ebpf::forward::{Hop, source};
 use svc_ebpf::packet::{Packet, Peer, Pod};
 use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::tables::{BackendSet, Tables};
@@ -129,8 +129,8 @@ impl Packet for Frame {
         self.set(offset, Diff(addresses.0 + ports.0).apply(field))
     }
 
-    fn route(&mut self, _: &Headers, _: &Addr, hop: &mut Hop) -> Result<(), Reason> {
-        *hop = Hop { ifindex: 2, macs: [1, 2, 3, 4, 5, 6], mtu: 0 };
+    fn route<T: Tables>(&mut self, tables: &T, _: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+        *hop = Hop { ifindex: 2, macs: [1, 2, 3, 4, 5, 6], mtu: 0, source: source(tables, dst.is_v4(), 2) };
         Ok(())
     }
 }
@@ -240,7 +240,7 @@ impl World {
     fn come_in(&self, frame: &mut Frame, from: From) -> Result<Next, Reason> {
         let mut scratch = Scratch::default();
         scratch.headers.from = from;
-        wire::ingress(frame, self, &mut scratch)?;
+        wire::ingress(frame, self, &mut scratch, 0)?;
         wire::translate(frame, self, &mut scratch)
     }
 
@@ -255,8 +255,23 @@ impl World {
 
     fn go_out(&self, frame: &mut Frame, host: bool) -> Result<Next, Reason> {
         let mut scratch = Scratch::default();
-        wire::egress(frame, self, &mut scratch, host)?;
+        wire::egress(frame, self, &mut scratch, host, 0)?;
         wire::translate(frame, self, &mut scratch)
+    }
+
+    /// From the network: what the hooks to come are told of a packet that is no Service's.
+    pub(crate) fn judged(&self, frame: &Frame) -> u16 {
+        let mut scratch = Scratch::default();
+        assert_eq!(wire::ingress(frame, self, &mut scratch, 0), Err(Reason::NotService));
+        scratch.judged
+    }
+
+    /// At both hooks that a packet meets that was judged before.
+    pub(crate) fn judge_again(&self, frame: &Frame, before: u16) -> [Result<(), Reason>; 2] {
+        [
+            wire::egress(frame, self, &mut Scratch::default(), true, before),
+            wire::ingress(frame, self, &mut Scratch::default(), before),
+        ]
     }
 
     pub(crate) fn counts(&self) -> Vec<(Reason, u64)> {

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use svc_common::checksum::Diff;
 use svc_common::flow::{Sets, TICK_SHIFT};
 use svc_common::map::{
-    AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, Config, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, Uplink,
+    ADDRESS_LOCAL, ADDRESS_NODE, AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, Config, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Uplink,
 };
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::{ETHERNET, Family};
-use svc_ebpf::forward::Hop;
+use svc_ebpf::forward::{Hop, source};
 use svc_ebpf::packet::{Packet, Peer, Pod, Resize};
 use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::reject;
@@ -69,7 +69,7 @@ impl<const PLAIN: bool> Packet for Frame<PLAIN> {
         self.set(offset, if udp && patched == 0 { 0xffff } else { patched })
     }
 
-    fn route(&mut self, _: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+    fn route<T: Tables>(&mut self, tables: &T, _: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         hop.ifindex = self.interface;
         let dst = IpAddr::from(*dst);
         let route = net::route(dst).ok_or(Reason::NoRoute)?;
@@ -84,7 +84,7 @@ impl<const PLAIN: bool> Packet for Frame<PLAIN> {
                 *word = u16::from_ne_bytes([pair[0], pair[1]]);
             }
         }
-        *hop = Hop { ifindex: route.interface, macs, mtu: 0 };
+        *hop = Hop { ifindex: route.interface, macs, mtu: 0, source: source(tables, dst.is_ipv4(), route.interface) };
         // In front of the stack only what leaves by the link it came from, with a neighbour that is known.
         if PLAIN && (!hop.is_resolved() || hop.ifindex != self.interface) { Err(Reason::NoRoute) } else { Ok(()) }
     }
@@ -177,24 +177,36 @@ impl Memory {
         let mut scratch = Scratch::default();
         scratch.headers.from = From::Network;
         let next =
-            wire::ingress(&frame, self, &mut scratch).and_then(|()| wire::translate(&mut frame, self, &mut scratch));
+            wire::ingress(&frame, self, &mut scratch, 0).and_then(|()| wire::translate(&mut frame, self, &mut scratch));
         let verdict = if next == Ok(Next::Send) { Verdict::Redirect } else { Verdict::Next };
+        if scratch.judged != 0 {
+            let frame = Frame::<false> { bytes: frame.bytes.clone(), interface: frame.interface };
+            let mut again = Scratch::default();
+            assert_eq!(wire::ingress(&frame, self, &mut again, 0), Err(Reason::NotService), "tc believes XDP");
+        }
         (verdict, frame.bytes)
     }
 
     fn tc(&self, hook: Hook, mut frame: Frame<false>) -> (Verdict, Vec<u8>) {
         let mut scratch = Scratch::default();
         let found = match hook {
-            Hook::Egress | Hook::PodEgress => wire::egress(&frame, self, &mut scratch, hook == Hook::Egress),
+            Hook::Egress | Hook::PodEgress => wire::egress(&frame, self, &mut scratch, hook == Hook::Egress, 0),
             Hook::PodIngress => {
                 scratch.headers.from = From::Pod;
-                wire::ingress(&frame, self, &mut scratch)
+                wire::ingress(&frame, self, &mut scratch, 0)
             }
             Hook::Ingress | Hook::Xdp => {
                 scratch.headers.from = From::Network;
-                wire::ingress(&frame, self, &mut scratch)
+                wire::ingress(&frame, self, &mut scratch, 0)
             }
         };
+        // Of a source of the node's own, which nothing that comes in has, egress would ask more.
+        if scratch.judged != 0 && self.address(&scratch.headers.src) & (ADDRESS_LOCAL | ADDRESS_NODE) == 0 {
+            for to_network in [false, true] {
+                let again = wire::egress(&frame, self, &mut Scratch::default(), to_network, 0);
+                assert_eq!(again, Err(Reason::NotService), "egress believes ingress");
+            }
+        }
         let next = found.and_then(|()| wire::translate(&mut frame, self, &mut scratch));
         let verdict = match next {
             Ok(Next::Stack) => Verdict::Next,
