@@ -190,6 +190,7 @@ impl Cluster {
     pub fn expect_balanced(&self, host: &str, request: &Options, backends: &[&str]) {
         let request = Options { requests: Some(120), concurrency: 4, ..request.clone() };
         let tally = self.lab.tally(host, &request).unwrap();
+        println!("{host} -> {}", request.target);
         assert_right(&tally, backends);
     }
 

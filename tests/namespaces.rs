@@ -88,6 +88,27 @@ fn every_backend_answers_with_no_socket_translated(#[case] host: &str, #[case] t
     Cluster::with_arguments(&["--socket-lb", "off"]).expect_balanced(host, &Options::to(target), &all_backends());
 }
 
+/// In a cluster each, for where it takes minutes to load the programs. First the packets of pods and the sockets of nodes, then
+/// the sockets of pods and XDP.
+#[rstest]
+#[case::with_only_the_nodes_sockets_translated(|| Cluster::with_arguments(&["--socket-lb", "host"]))]
+#[case::behind_xdp(Cluster::with_generic_xdp)]
+fn every_backend_answers_whoever_asks(#[case] cluster: Start) {
+    let cluster = cluster();
+    for (host, target) in [
+        (CLIENT, CLUSTER_IP),
+        (CLIENT, "http://[fd00:10:96::80]/"),
+        (CLIENT, "udp://10.96.0.7:7"),
+        (NODE_A, "http://127.0.0.1:30080/"),
+        (NODE_A, "http://[fd00:10:96::80]/"),
+        (OUTSIDE, "http://172.31.0.11:30080/bytes?n=100000"),
+        (OUTSIDE, "http://[fd00:31::12]:30080/"),
+        (OUTSIDE, "udp://172.31.0.12:30007"),
+    ] {
+        cluster.expect_balanced(host, &Options::to(target), &all_backends());
+    }
+}
+
 #[test]
 fn source_ranges_are_in_the_kernel_and_follow_their_service() {
     let mut cluster = Cluster::with_manifests();

@@ -9,29 +9,41 @@ use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
 use svc_agent::dataplane::aya::OBJECT;
 
-/// Half of what the verifier takes (BPF_COMPLEXITY_LIMIT_INSNS).
-const MAX_VERIFIED: u32 = 500_000;
+/// What the verifier takes (BPF_COMPLEXITY_LIMIT_INSNS).
+const LIMIT: u32 = 1_000_000;
 /// Of 512 bytes in all (MAX_BPF_STACK).
 const MAX_STACK: usize = 480;
 
 #[test]
 fn every_program_is_verified_with_room_to_spare() {
     let mut ebpf = load();
-    let mut faults = Vec::new();
     for (name, program) in ebpf.programs_mut() {
         load_program(name, program);
+    }
+    let symbols = Symbols::read();
+    let allowed = allowed();
+    let mut faults = Vec::new();
+    for (name, program) in ebpf.programs() {
         let info = program.info().unwrap();
         let verified = info.verified_instruction_count().expect("Linux 5.16 counts them");
-        let stack = Code::of(program.fd().unwrap().as_fd()).deepest();
+        let stack = Code::of(program.fd().unwrap().as_fd(), &symbols).deepest();
         println!("{name:<18} {verified:>7} instructions verified, {stack}");
-        if verified > MAX_VERIFIED {
-            faults.push(format!("{name}: {verified} instructions verified, {MAX_VERIFIED} allowed"));
+        if verified > allowed {
+            faults.push(format!("{name}: {verified} instructions verified, {allowed} allowed"));
         }
         if stack.bytes > MAX_STACK {
             faults.push(format!("{name}: {stack}, {MAX_STACK} bytes allowed"));
         }
     }
     assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// Half of the limit. On Linux before 6.6, whose verifier sees less often that it has been in a state before, three quarters: it
+/// gets fixes only, so that room is needed for our own changes alone.
+fn allowed() -> u32 {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(6), Some(6)) { LIMIT / 4 * 3 } else { LIMIT / 2 }
 }
 
 /// A debug build's: see kernel-log in Cargo.toml.
@@ -109,7 +121,7 @@ struct Code {
 const FRAME_POINTER: u8 = 10;
 
 impl Code {
-    fn of(program: BorrowedFd<'_>) -> Self {
+    fn of(program: BorrowedFd<'_>, names: &Symbols) -> Self {
         let sizes = ProgramInfo::of(program, ProgramInfo::default());
         let mut instructions = vec![[0u8; 8]; sizes.translated_length as usize / 8];
         let mut functions = vec![[0u32; 2]; sizes.functions as usize];
@@ -128,7 +140,7 @@ impl Code {
             },
         );
         let starts = functions.iter().map(|[start, _]| *start as usize).collect();
-        Code { instructions, starts, names: names(&symbols) }
+        Code { instructions, starts, names: names.at(&symbols) }
     }
 
     /// The chain of calls that takes most stack. Each frame counts as a multiple of 32 bytes, as older kernels round it; from
@@ -199,21 +211,26 @@ fn immediate(instruction: &[u8; 8]) -> i32 {
     i32::from_le_bytes([a, b, c, d])
 }
 
-/// Of the functions that begin at these addresses.
-fn names(addresses: &[u64]) -> Vec<String> {
-    let table = fs::read_to_string("/proc/kallsyms").unwrap();
-    let symbols: BTreeMap<u64, &str> = table
-        .lines()
-        .filter_map(|line| {
+/// The names of functions of loaded programs, by address. The kernel takes seconds to write them all down where it is emulated.
+struct Symbols(BTreeMap<u64, String>);
+
+impl Symbols {
+    fn read() -> Self {
+        let table = fs::read_to_string("/proc/kallsyms").unwrap();
+        let symbols = table.lines().filter_map(|line| {
             let mut words = line.split_whitespace();
             let address = u64::from_str_radix(words.next()?, 16).ok()?;
             // bpf_prog_TAG_NAME, with < as _3C.
             let name = words.nth(1)?.strip_prefix("bpf_prog_")?.split_once('_')?.1;
             // What follows are the types that it was made for.
-            Some((address, name.split("_3C").next()?))
-        })
-        .collect();
-    addresses.iter().map(|address| symbols.get(address).map_or("?", |name| *name).to_owned()).collect()
+            Some((address, name.split("_3C").next()?.to_owned()))
+        });
+        Symbols(symbols.collect())
+    }
+
+    fn at(&self, addresses: &[u64]) -> Vec<String> {
+        addresses.iter().map(|address| self.0.get(address).map_or("?", String::as_str).to_owned()).collect()
+    }
 }
 
 /// struct bpf_prog_info of linux/bpf.h, as far as it is asked for.

@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use rstest::rstest;
 use svc_dataplane::packet::{ACK, Packet, TCP};
 use svc_dataplane::tables::Kind::NodePort;
-use svc_dataplane::tables::Tables;
 use svc_dataplane::{Hook, Verdict, net};
-use svc_tests::kernel::{self, Kernel, SIZES};
+use svc_tests::kernel::Kernel;
 
-use crate::stage::{Family, HIT, OPENED, V4, V6, assert_not_ours, service};
+use crate::stage::{Family, HIT, OPENED, V4, V6, assert_not_ours, on, service};
 
 const OLD: u8 = 2;
 const NEW: u8 = 0x77;
@@ -33,10 +32,20 @@ fn sent_to(node: &mut Kernel, packet: &Packet) -> u8 {
     outcome.frame[5]
 }
 
-/// A node of its own, whose neighbours the test moves, and the packets of a flow that is sent on.
+/// The gateway is where it was, for whoever comes next.
+struct MovedBack(Family);
+
+impl Drop for MovedBack {
+    fn drop(&mut self) {
+        move_gateway(self.0, OLD);
+    }
+}
+
+/// A node whose gateway the test moves, and the packets of a flow that is sent on.
 fn with_flow<T: Send>(family: Family, test: impl FnOnce(&mut Kernel, &Packet) -> T + Send) -> T {
     let (service, request) = service(NodePort, family, TCP, &[(family.remote(), false)], family.client());
-    kernel::with_sizes(SIZES, &Tables::with(&[service]), |node| {
+    on(&[service], |node| {
+        let _moved_back = MovedBack(family);
         let outcome = node.run(Hook::Xdp, &request.frame());
         assert!(outcome.moved_only(OPENED), "{:?}", outcome.moved);
         test(node, &Packet { flags: ACK, ..request })

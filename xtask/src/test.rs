@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::step::{cargo, done, output, program, root, shown};
-use crate::{host, lint, setup};
+use crate::{host, lint, setup, vm};
 
 /// Run all tests: the unit tests, then those in the kernel and in network namespaces.
 #[derive(clap::Args)]
@@ -44,12 +44,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     shown(cargo().args(["test", "--"]).args(&options.filters))?;
     // First, so that what is read last is what cargo says of all others.
-    let conformant = if control_plane && options.filters.is_empty() { conformance() } else { Ok(()) };
+    let everything = options.filters.is_empty();
+    let conformant = if control_plane && everything { conformance() } else { Ok(()) };
+    let elsewhere = if everything { vm::run_where_possible() } else { Ok(()) };
     let result = shown(&mut root_tests(control_plane, &options.filters)?);
     let result = result.and(shown(&mut debug_kernel_part(&options.filters)));
     // A test that was killed could not tidy up after itself.
     shown(program("svc-lab")?.arg("clean"))?;
-    conformant.and(result)
+    conformant.and(elsewhere).and(result)
 }
 
 /// Where the cluster's programs have been built: that takes half an hour, which no run of the tests has.

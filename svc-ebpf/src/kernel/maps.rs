@@ -20,7 +20,9 @@ use svc_ebpf::wire::Scratch;
 
 use super::{global, monitor, ticks};
 
-type Slots = Array<BackendSlot, 1, { BPF_F_INNER_MAP as usize }>;
+/// Of words: before Linux 6.2 an array whose values are known to be a struct is not of the same kind as one whose values' type is
+/// unknown, and the latter is what the agent puts into `BACKEND_SETS`.
+type Slots = Array<[u32; size_of::<BackendSlot>() / 4], 1, { BPF_F_INNER_MAP as usize }>;
 
 #[btf_map]
 static FRONTENDS: HashMap<FrontendKey, Frontend, 65536> = HashMap::new();
@@ -108,7 +110,8 @@ pub(super) struct Set(Slots);
 impl BackendSet for Set {
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<BackendSlot> {
-        self.0.get(index).copied()
+        // SAFETY: the agent's, of this size; any bytes are a slot.
+        self.0.get(index).map(|words| unsafe { *words.as_ptr().cast() })
     }
 }
 

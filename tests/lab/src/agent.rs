@@ -17,8 +17,9 @@ use crate::topology::{CLUSTER_CIDRS, Lab, Node};
 
 const HEALTHZ_PORT: u16 = 10256;
 
-/// For the agent to say that the kernel knows everything; `SVC_LAB_PATIENCE`, in seconds, says so for a slower machine.
-fn patience() -> Duration {
+/// For the agent to say that the kernel knows everything; `SVC_LAB_PATIENCE`, in seconds, is for a slower machine, on which requests
+/// may take longer, too.
+pub(crate) fn patience() -> Duration {
     let seconds = std::env::var("SVC_LAB_PATIENCE").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(30))
 }

@@ -18,6 +18,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::agent::patience;
 use crate::server::{PEER, POD};
 
 /// Send requests, and print what became of each.
@@ -59,7 +60,8 @@ impl Options {
             requests: None,
             concurrency: 1,
             rate: None,
-            timeout_ms: 2000,
+            // 2 s, and more on a slower machine.
+            timeout_ms: patience().as_millis() as u64 / 15,
             keep_alive: false,
             unconnected: false,
             source_ports: None,

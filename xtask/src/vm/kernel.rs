@@ -12,6 +12,7 @@ use crate::step::{done, output, step};
 const MODULES: [&str; 4] = ["veth", "bridge", "sch_ingress", "cls_bpf"];
 
 pub(super) struct Kernel {
+    pub(super) series: String,
     pub(super) release: String,
     pub(super) image: PathBuf,
     /// In the order in which they can be loaded.
@@ -39,7 +40,7 @@ pub(super) fn ensure(directory: &Path, series: &str) -> Result<Kernel> {
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     };
     let modules = read("modules")?.lines().map(|name| kept.join(name)).collect();
-    Ok(Kernel { release: read("release")?, image: kept.join("vmlinuz"), modules })
+    Ok(Kernel { series: series.to_owned(), release: read("release")?, image: kept.join("vmlinuz"), modules })
 }
 
 fn fetch(directory: &Path, series: &str, kept: &Path) -> Result<()> {
