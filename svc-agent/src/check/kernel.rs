@@ -9,15 +9,33 @@ use crate::dataplane::{TcMode, apart};
 use crate::host::{self, Capabilities};
 use crate::sys;
 
+/// Where traffic is tested from on.
+const TESTED: (u32, u32) = (6, 6);
+
 /// `proc`: where procfs is mounted.
 pub fn version(proc: &Path) -> Finding {
     const CHECK: &str = "kernel";
     let release = std::fs::read_to_string(proc.join("sys/kernel/osrelease")).unwrap_or_default();
-    let found = format!("Linux {}", release.trim());
-    match host::check_kernel() {
-        Ok(()) => Finding::ok(CHECK, found),
-        Err(_) => Finding::failed(CHECK, found, "boot Linux 6.1 or newer"),
+    let release = release.trim();
+    let (major, minor) = TESTED;
+    match numbers(release) {
+        _ if host::check_kernel().is_err() => Finding::failed(
+            CHECK,
+            format!("Linux {release}"),
+            format!("boot Linux {major}.{minor} or newer; nothing older than 6.1 is served"),
+        ),
+        Some(version) if version >= TESTED => Finding::ok(CHECK, format!("Linux {release}")),
+        _ => Finding::warning(
+            CHECK,
+            format!("Linux {release}: single packets are tested there, real traffic is not"),
+            format!("boot Linux {major}.{minor} or newer"),
+        ),
     }
+}
+
+fn numbers(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 pub fn capabilities() -> Finding {
@@ -120,6 +138,15 @@ mod tests {
     use super::*;
     use crate::check::Grade;
     use rstest::rstest;
+
+    #[rstest]
+    #[case("6.12.48+deb13-cloud-amd64", Some((6, 12)))]
+    #[case("7.0.0-rc1", Some((7, 0)))]
+    #[case("6", None)]
+    #[case("", None)]
+    fn a_release_begins_with_two_numbers(#[case] release: &str, #[case] expected: Option<(u32, u32)>) {
+        assert_eq!(numbers(release), expected);
+    }
 
     #[rstest]
     #[case::root(Capabilities(u64::MAX), Grade::Ok, "all that are needed")]
