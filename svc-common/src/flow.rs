@@ -214,7 +214,7 @@ impl Key {
         if self.head & BY_PORT != 0 { 0 } else { u64::MAX }
     }
 
-    /// Tells the packets of other flows apart from this one's, but for one in 2^15; [`DIGEST`] is set in it.
+    /// Tells the packets of most other flows apart from this one's; [`DIGEST`] is set in it.
     #[inline(always)]
     pub const fn digest(&self, seed: u64) -> u16 {
         (self.hash(seed) >> 24) as u16 | DIGEST
@@ -647,12 +647,7 @@ pub fn add<M: Memory>(memory: &M, entry: &Entry, now: u16) -> Added {
         return added;
     }
     memory.make_room(entry, now);
-    let added = memory.put(entry, now, Room::Dispensable);
-    if added == Added::Full {
-        // It was a short search, perhaps: none that comes after is to be refused for that.
-        set_crowded(memory, 0);
-    }
-    added
+    memory.put(entry, now, Room::Dispensable)
 }
 
 /// After so many searches for room that have found none the table is full, by all odds, as in a flood. Flows that can be done
@@ -716,6 +711,10 @@ pub fn put<M: Memory>(memory: &M, entry: &Entry, now: u16, room: Room) -> Added 
         let cell = addr_of_mut!((*set).0[best as usize & (WAYS - 1)]);
         let old = head_of(cell);
         if score_of(cell, old, now, limits) < least || !take(cell, old, &raw const entry.0, entry.0.key.head, now) {
+            if room == Room::Dispensable {
+                // The search for room was a short one, perhaps: none that comes after is to be refused for that.
+                set_crowded(memory, 0);
+            }
             return Added::Full;
         }
         if set == second {

@@ -50,6 +50,12 @@ pub trait Tables {
     /// count and watch.
     fn opened(&self, _headers: &Headers, _hit: &Hit, _bytes: u32, _ifindex: u32) {}
 
+    /// Keeps the key of a packet that has no flow and is to have none under its digest, over what was there.
+    fn set_judged(&self, _digest: u16, _key: &Key) {}
+
+    /// Whether it is this very key that was kept last under its digest.
+    fn was_judged(&self, digest: u16, key: &Key) -> bool;
+
     /// A packet of `bytes` was translated, as the cell in `hit` says: for those who count.
     fn carried(&self, _hit: &Hit, _bytes: u32) {}
 

@@ -39,8 +39,8 @@ pub enum Next {
 
 /// Finds or opens the flow of a packet that comes in; `scratch.headers.from` is the caller's. [`translate`] is to follow.
 ///
-/// `before`: what `scratch.judged` was where the packet was met before. Unless it was changed since, which its digest tells, it
-/// is not judged again.
+/// `before`: what `scratch.judged` was where the packet was met before. Unless it was changed since, which its digest and the key
+/// that was kept under it tell, it is not judged again.
 ///
 /// # Errors
 /// Why it is not sent on.
@@ -52,7 +52,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
     parse(packet, tables, headers)?;
     if before != 0 {
         *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
-        if key.digest(tables.flows().seed()) == before {
+        if is_judged(tables, key, before) {
             *judged = before;
             return Err(Reason::NotService);
         }
@@ -72,6 +72,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
         let opened = open(packet, tables, headers, key, hit);
         if opened == Err(Reason::NotService) {
             *judged = key.digest(tables.flows().seed());
+            tables.set_judged(*judged, key);
         }
         return opened;
     }
@@ -79,6 +80,12 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
         return Err(Reason::NotService);
     }
     Ok(())
+}
+
+/// A packet that was changed to one of the same digest has another key.
+#[inline(always)]
+fn is_judged<T: Tables>(tables: &T, key: &Key, before: u16) -> bool {
+    key.digest(tables.flows().seed()) == before && tables.was_judged(before, key)
 }
 
 /// Finds the flow of a packet that leaves, and was not sent on by us: the reply of a backend is to take its frontend's
@@ -101,7 +108,7 @@ pub fn egress<P: Packet, T: Tables>(
     headers.from = From::Host;
     parse(packet, tables, headers)?;
     *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
-    if before != 0 && key.digest(tables.flows().seed()) == before {
+    if before != 0 && is_judged(tables, key, before) {
         return Err(Reason::NotService);
     }
     if !follow(tables, key, headers, hit) {

@@ -64,6 +64,11 @@ static TRAFFIC: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
 #[btf_map]
 static TURN: Array<u32, 1> = Array::new();
+/// Keys that this CPU has judged: as many as a round of NAPI takes packets in, four times over. On another CPU a packet is judged
+/// once more.
+#[btf_map]
+static JUDGED: PerCpuArray<flow::Key, JUDGED_KEYS> = PerCpuArray::new();
+const JUDGED_KEYS: usize = 256;
 #[btf_map]
 static CROWDED: PerCpuArray<u32, 1> = PerCpuArray::new();
 #[btf_map]
@@ -111,7 +116,7 @@ impl BackendSet for Set {
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<BackendSlot> {
         // SAFETY: the agent's, of this size; any bytes are a slot.
-        self.0.get(index).map(|words| unsafe { *words.as_ptr().cast() })
+        self.0.get(index).map(|words| unsafe { &*words.as_ptr().cast::<BackendSlot>() }).copied()
     }
 }
 
@@ -296,6 +301,19 @@ impl Tables for Maps {
     #[inline(always)]
     fn opened(&self, headers: &Headers, hit: &flow::Hit, bytes: u32, ifindex: u32) {
         monitor::opened(headers, hit, bytes, ifindex);
+    }
+
+    #[inline(always)]
+    fn set_judged(&self, digest: u16, key: &flow::Key) {
+        if let Some(kept) = JUDGED.get_ptr_mut(digest as u32 % JUDGED_KEYS as u32) {
+            // SAFETY: this CPU's own.
+            unsafe { *kept = *key };
+        }
+    }
+
+    #[inline(always)]
+    fn was_judged(&self, digest: u16, key: &flow::Key) -> bool {
+        JUDGED.get(digest as u32 % JUDGED_KEYS as u32).is_some_and(|kept| *kept == *key)
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 mod world;
 
 use svc_common::Reason;
+use svc_common::flow::Key;
 use svc_common::map::{
     ADDRESS_CLUSTER_IP, ADDRESS_NODE, CIDR_SERVICES, FRONTEND_EXTERNAL_LOCAL, FRONTEND_NODE_PORT,
     FRONTEND_SOURCE_RANGES, TCP, UDP,
@@ -592,6 +593,16 @@ fn what_was_changed_since_it_was_judged_is_judged_again() {
     world.address(VIP, ADDRESS_CLUSTER_IP);
     let changed = Frame::tcp(CLIENT, 4000, VIP, 80, TCP_SYN);
     assert_eq!(world.judge_again(&changed, judged), [Ok(()); 2]);
+}
+
+#[test]
+fn what_was_changed_to_something_of_the_same_digest_is_judged_again() {
+    let mut world = World::default();
+    world.service(7, VIP, 80, TCP, 0, &[(REMOTE, false)]);
+    world.address(VIP, ADDRESS_CLUSTER_IP);
+    let key = Key::new(addr(CLIENT), addr(VIP), 4000u16.to_be(), 80u16.to_be(), TCP);
+    let frame = Frame::tcp(CLIENT, 4000, VIP, 80, TCP_SYN);
+    assert_eq!(world.judge_again(&frame, key.digest(0)), [Ok(()); 2]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use svc_common::checksum::{Diff, fold, sum};
-use svc_common::flow::{IdleLimits, Sets};
+use svc_common::flow::{IdleLimits, Key, Sets};
 use svc_common::map::{
     AddressFlags, Affinity, AffinityKey, BACKEND_LOCAL, BackendSlot, CidrFlags, Config, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, TCP, UDP, Uplink, cluster_set, local_set,
@@ -153,6 +153,7 @@ pub(crate) struct World {
     pub(crate) ranges: Vec<(u32, Addr, u32)>,
     affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    judged: RefCell<HashMap<u16, Key>>,
     pub(crate) flags: u32,
     /// Of services to come.
     pub(crate) affinity_seconds: u32,
@@ -176,6 +177,7 @@ impl Default for World {
             ranges: Vec::new(),
             affinity: RefCell::default(),
             fragments: RefCell::default(),
+            judged: RefCell::default(),
             flags: 0,
             affinity_seconds: 0,
             seconds: Cell::new(1000),
@@ -364,6 +366,14 @@ impl Tables for World {
 
     fn count(&self, reason: Reason, _: u32) {
         *self.counters.borrow_mut().entry(reason as u32).or_default() += 1;
+    }
+
+    fn set_judged(&self, digest: u16, key: &Key) {
+        self.judged.borrow_mut().insert(digest, *key);
+    }
+
+    fn was_judged(&self, digest: u16, key: &Key) -> bool {
+        self.judged.borrow().get(&digest) == Some(key)
     }
 
     fn now(&self) -> u16 {

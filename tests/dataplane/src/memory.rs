@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use svc_common::checksum::Diff;
-use svc_common::flow::{Sets, TICK_SHIFT};
+use svc_common::flow::{Key, Sets, TICK_SHIFT};
 use svc_common::map::{
     ADDRESS_LOCAL, ADDRESS_NODE, AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, Config, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Uplink,
@@ -116,6 +116,7 @@ pub struct Memory {
     flows: Sets,
     affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    judged: RefCell<HashMap<u16, Key>>,
     counters: RefCell<BTreeMap<&'static str, u64>>,
     random: Cell<u64>,
     turn: Cell<u32>,
@@ -131,6 +132,7 @@ impl Memory {
             sets: HashMap::new(),
             affinity: RefCell::default(),
             fragments: RefCell::default(),
+            judged: RefCell::default(),
             counters: RefCell::default(),
             random: Cell::new(seed),
             turn: Cell::new(0),
@@ -299,6 +301,14 @@ impl Tables for Memory {
 
     fn count(&self, reason: Reason, _: u32) {
         *self.counters.borrow_mut().entry(reason.label()).or_default() += 1;
+    }
+
+    fn set_judged(&self, digest: u16, key: &Key) {
+        self.judged.borrow_mut().insert(digest, *key);
+    }
+
+    fn was_judged(&self, digest: u16, key: &Key) -> bool {
+        self.judged.borrow().get(&digest) == Some(key)
     }
 
     fn now(&self) -> u16 {
