@@ -77,8 +77,8 @@ pub(crate) fn run_conformance(cluster: &Cluster) -> Result<()> {
         processes: 4,
         proxy: Proxy::Svc,
         // On a machine that does other things as well, some run into their limits of time.
-        attempts: 2,
-        timeout: "8m".to_owned(),
+        attempts: 3,
+        timeout: "20m".to_owned(),
         record: false,
     };
     let _turn = cluster.lock()?;

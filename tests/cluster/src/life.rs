@@ -83,7 +83,7 @@ struct Life<'a> {
 impl Life<'_> {
     fn all(&mut self) -> Result<()> {
         let cluster = self.cluster;
-        cluster.ask(&["apply", "-f", &source("manifests/life/web.yaml").display().to_string()])?;
+        cluster.ask(&["apply", "-f", &manifests("life/web.yaml")])?;
         cluster.ask(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
 
         let clients = Clients::start(cluster)?;
@@ -180,7 +180,7 @@ const CONTAINERS: [(&str, bool); 2] = [("new", false), ("kept", true)];
 
 impl<'a> Clients<'a> {
     fn start(cluster: &'a Cluster) -> Result<Self> {
-        cluster.ask(&["apply", "-f", &source("manifests/life/web.yaml").display().to_string()])?;
+        cluster.ask(&["apply", "-f", &manifests("life/client.yaml")])?;
         cluster.ask(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
         let lab = binaries::lab()?;
         let node_port = format!("http://{}:{NODE_PORT}/", addresses(NODES[1]).0);
