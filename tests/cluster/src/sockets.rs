@@ -1,13 +1,14 @@
 //! Whose sockets a node's hooks point at backends: those of every pod of the node, of the node itself, and no other node's.
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use svc_lab::binaries;
 
-use crate::clients::ask;
+use crate::clients::{answered, ask};
 use crate::image::LAB;
 use crate::network::{NODES, number};
 use crate::node;
@@ -39,7 +40,7 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
             let name = format!("pod/{kind}-{node}");
             cluster.ask(&["wait", "--for=jsonpath={.status.phase}=Succeeded", &name, "--timeout=300s"])?;
             let log = cluster.ask(&["logs", &name])?;
-            crate::clients::answered(&log).with_context(|| format!("{name} asked"))?;
+            answered(&log).with_context(|| format!("{name} asked"))?;
             *asked += REQUESTS;
         }
         // runc puts what is executed in a container into its cgroup by another way than its first process.
@@ -53,7 +54,7 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
         let server = server.lines().next().with_context(|| format!("no server is on {node}"))?;
         let requests = format!("--requests={REQUESTS}");
         let log = cluster.ask(&["exec", server, "--", "svc-lab", "client", &url(node), &requests])?;
-        crate::clients::answered(&log).with_context(|| format!("what is executed in {server} asked"))?;
+        answered(&log).with_context(|| format!("what is executed in {server} asked"))?;
         *asked += REQUESTS;
     }
     for node in NODES {
@@ -107,7 +108,7 @@ fn pod(node: &str, kind: &str) -> Value {
     })
 }
 
-fn node_client(cluster: &Cluster, node: &str) -> Result<std::process::Command> {
+fn node_client(cluster: &Cluster, node: &str) -> Result<Command> {
     node::command(cluster, node, &binaries::lab()?.display().to_string())
 }
 
