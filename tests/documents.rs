@@ -179,6 +179,7 @@ fn every_flag_that_the_documents_name_is_one() {
         "--objects",
         "--name",
         "--only",
+        "--take-overs",
     ];
     let mut seen = 0;
     for (document, text) in DOCUMENTS {

@@ -51,6 +51,7 @@ fn prepare() -> Result<()> {
     setup::require_go()?;
     setup::ensure()?;
     setup::ensure_lab_tools()?;
+    setup::ensure_kube_proxy_tools()?;
     setup::ensure_cluster_tools()?;
     shown(cargo().arg("build"))?;
     shown(cargo().args(["build", "--release", "--package", "svc-agent"]))

@@ -13,7 +13,7 @@ use crate::network::{API_SERVER, CONTROL_PLANE, NODES, POD_CIDRS, SERVICE_CIDRS}
 use crate::programs::Programs;
 use crate::state::Cluster;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Starts all, and waits until the API server is ready.
 pub(crate) fn start(cluster: &Cluster, programs: &Programs) -> Result<()> {

@@ -77,8 +77,8 @@ pub(crate) fn run_conformance(cluster: &Cluster) -> Result<()> {
         processes: 4,
         proxy: Proxy::Svc,
         // On a machine that does other things as well, some run into their limits of time.
-        attempts: 2,
-        timeout: "8m".to_owned(),
+        attempts: 3,
+        timeout: "20m".to_owned(),
         record: false,
     };
     let _turn = cluster.lock()?;
@@ -274,6 +274,6 @@ mod tests {
     fn kube_proxys_verdicts_are_recorded() {
         let recorded = recorded().unwrap();
         let passed = recorded.values().filter(|verdict| **verdict == Verdict::Passed).count();
-        assert_eq!((recorded.len(), passed), (159, 153));
+        assert_eq!((recorded.len(), passed), (158, 153));
     }
 }

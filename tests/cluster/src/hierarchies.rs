@@ -12,6 +12,9 @@ use svc_lab::cgroup;
 
 /// What a kubelet asks of version 1.
 const NEEDED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
+/// Eight times what the kernel gives, which is as much as one thread beside the directory has: all nodes together would stand still
+/// for seconds while the machine does other things as well.
+const CPU_SHARES: &str = "8192";
 
 pub(crate) struct Hierarchy {
     /// As mount(8) takes it; none for version 2.
@@ -71,6 +74,10 @@ impl Hierarchy {
             let parent = directory.clone();
             directory.push(name);
             fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+            let weight = directory.join("cpu.shares");
+            if weight.exists() {
+                fs::write(&weight, CPU_SHARES).with_context(|| format!("cannot write {}", weight.display()))?;
+            }
             // A new cpuset is empty, and nothing can join it.
             if directory.join("cpuset.cpus").exists() && self.controllers.is_some() {
                 for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -89,7 +96,7 @@ impl Hierarchy {
             return cgroup::remove(&directory);
         }
         // Processes are gone once they are killed by version 2; the kernel takes a moment to see it here.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while directory.exists() {
             if let Err(error) = remove_tree(&directory)
                 && Instant::now() > deadline

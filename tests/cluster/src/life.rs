@@ -1,30 +1,23 @@
 //! The life of a node under steady traffic: what is asked of a Service while its proxy is replaced, upgraded or killed, its
 //! backends are rolled out, a kubelet starts anew and a node is drained.
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use svc_lab::binaries;
 use svc_lab::client::{Outcome, monotonic_us};
 
-use crate::image::Purpose;
-use crate::network::{CLIENT, NODES, addresses};
-use crate::programs::source;
+use crate::clients::{Client, Clients, NODE_PORT};
+use crate::network::NODES;
+use crate::node;
+use crate::parts::{in_deploy, manifests, serve, wait_for};
 use crate::proxy::{Proxy, rollout};
 use crate::state::Cluster;
-use crate::{node, up};
 
-/// Of the Service in manifests/life.
-const CLUSTER_IP: &str = "http://10.96.0.80/";
-const NODE_PORT: u16 = 30080;
 const ROLLOUTS: u32 = 10;
 /// Before and after each scenario.
 const CALM: Duration = Duration::from_secs(3);
-const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What happened, and when, in microseconds of CLOCK_MONOTONIC.
 struct Scenario {
@@ -36,41 +29,38 @@ struct Scenario {
     keeps: bool,
 }
 
-/// Where requests are from, and whether they are on one connection.
-#[derive(Clone, Copy)]
-struct Client {
-    place: &'static str,
-    kept: bool,
-}
-
 /// What became of the requests of one scenario.
 #[derive(Default)]
 struct Row {
     requests: usize,
-    failures: BTreeMap<String, usize>,
+    /// By what is said of them, when each was known, in seconds from the scenario's start.
+    failures: BTreeMap<String, Vec<f64>>,
 }
 
 impl Row {
     fn failed(&self) -> usize {
-        self.failures.values().sum()
+        self.failures.values().map(Vec::len).sum()
     }
 }
 
-/// Tries all, with kube-proxy and with svc. The cluster is started for it, and ended.
+/// All that may happen to a node, with kube-proxy, on whose cluster it starts, and with svc.
 pub(crate) fn run(cluster: &Cluster) -> Result<()> {
-    if cluster.mark().exists() {
-        bail!(
-            "the cluster is up, and this test starts its own: `cargo xtask cluster down` first, or give another --name"
-        );
-    }
-    up::up(cluster, Proxy::Kube, Purpose::Any)?;
+    judged(cluster, |life| life.all())
+}
+
+/// svc in kube-proxy's place and back, as often, on kube-proxy's cluster.
+pub(crate) fn take_overs(cluster: &Cluster, times: u32) -> Result<()> {
+    judged(cluster, |life| (0..times).try_for_each(|_| life.there_and_back()))
+}
+
+fn judged(cluster: &Cluster, work: impl FnOnce(&mut Life<'_>) -> Result<()>) -> Result<()> {
+    serve(cluster)?;
     let mut life = Life { cluster, scenarios: Vec::new(), outcomes: Vec::new() };
-    let result = life.all();
+    let result = work(&mut life);
     // What was seen until then says more than the error alone.
     let judged = life.judge();
     result?;
-    judged?;
-    cluster.down()
+    judged
 }
 
 struct Life<'a> {
@@ -83,9 +73,6 @@ struct Life<'a> {
 impl Life<'_> {
     fn all(&mut self) -> Result<()> {
         let cluster = self.cluster;
-        cluster.ask(&["apply", "-f", &source("manifests/life/web.yaml").display().to_string()])?;
-        cluster.ask(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
-
         let clients = Clients::start(cluster)?;
         self.everyday(Proxy::Kube)?;
         self.scenario("taking over from kube-proxy", Proxy::Svc, true, take_over)?;
@@ -97,6 +84,19 @@ impl Life<'_> {
         self.everyday(Proxy::Svc)?;
         self.scenario("giving back to kube-proxy", Proxy::Svc, true, give_back)?;
         clients.finish(&mut self.outcomes)
+    }
+
+    /// Connections end with each half: what translates them does not outlive it.
+    fn there_and_back(&mut self) -> Result<()> {
+        for (title, work) in [
+            ("taking over from kube-proxy", take_over as fn(&Cluster) -> Result<()>),
+            ("giving back to kube-proxy", give_back),
+        ] {
+            let clients = Clients::start(self.cluster)?;
+            self.scenario(title, Proxy::Svc, true, work)?;
+            clients.finish(&mut self.outcomes)?;
+        }
+        uninstall(self.cluster)
     }
 
     /// What happens on every cluster, whatever serves its Services.
@@ -134,13 +134,14 @@ impl Life<'_> {
             let row = self.row(scenario);
             let name = scenario.proxy.daemon_set().unwrap_or_default();
             println!("{name:<12} {:<36} {:>8} {:>7}", scenario.title, row.requests, row.failed());
-            for (error, count) in &row.failures {
-                println!("{:<12}   {count} {error}", "");
+            for (error, times) in &row.failures {
+                let times: Vec<_> = times.iter().map(|seconds| format!("{seconds:.1}")).collect();
+                println!("{:<12}   {} {error}, after {} s", "", times.len(), times.join(", "));
             }
             if row.requests == 0 {
                 bail!("no request was made while: {}", scenario.title);
             }
-            failed.insert((scenario.title, scenario.proxy == Proxy::Svc), row.failed());
+            *failed.entry((scenario.title, scenario.proxy == Proxy::Svc)).or_default() += row.failed();
         }
         // What is done with svc only may lose nothing.
         let theirs = |title| failed.get(&(title, false)).copied().unwrap_or(0);
@@ -161,86 +162,12 @@ impl Life<'_> {
             row.requests += 1;
             if let Some(error) = &outcome.error {
                 let kind = if client.kept { "a connection that is kept" } else { "new connections" };
-                *row.failures.entry(format!("{error} ({}, {kind})", client.place)).or_default() += 1;
+                let seconds = (outcome.at_us - scenario.from) as f64 / 1e6;
+                row.failures.entry(format!("{error} ({}, {kind})", client.place)).or_default().push(seconds);
             }
         }
         row
     }
-}
-
-/// From a pod and from a process of the same node to the ClusterIP, and from outside to a NodePort of another node: each with
-/// a new connection a request, and with one that is kept.
-struct Clients<'a> {
-    cluster: &'a Cluster,
-    processes: Vec<(Client, Child, PathBuf)>,
-}
-
-const CLIENT_NODE: &str = NODES[0];
-const CONTAINERS: [(&str, bool); 2] = [("new", false), ("kept", true)];
-
-impl<'a> Clients<'a> {
-    fn start(cluster: &'a Cluster) -> Result<Self> {
-        cluster.ask(&["apply", "-f", &source("manifests/life/web.yaml").display().to_string()])?;
-        cluster.ask(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
-        let lab = binaries::lab()?;
-        let node_port = format!("http://{}:{NODE_PORT}/", addresses(NODES[1]).0);
-        let mut processes = Vec::new();
-        for kept in [false, true] {
-            let on_node = node::command(cluster, CLIENT_NODE, &lab.display().to_string())?;
-            let outside = cluster.command(CLIENT, &lab)?;
-            for (place, mut command, target) in
-                [("a node", on_node, CLUSTER_IP), ("outside", outside, node_port.as_str())]
-            {
-                let path = cluster.directory().join(format!("client-{}.json", processes.len()));
-                command.args(["client", target, "--rate=50"]).args(kept.then_some("--keep-alive"));
-                let child = command.stdin(Stdio::piped()).stdout(File::create(&path)?).spawn();
-                processes.push((Client { place, kept }, child.context("cannot start a client")?, path));
-            }
-        }
-        Ok(Clients { cluster, processes })
-    }
-
-    /// Lets the requests under way end.
-    fn finish(mut self, outcomes: &mut Vec<(Client, Outcome)>) -> Result<()> {
-        let mut texts = Vec::new();
-        for (client, child, path) in &mut self.processes {
-            drop(child.stdin.take());
-            child.wait()?;
-            texts.push((*client, fs::read_to_string(path)?));
-        }
-        for (container, kept) in CONTAINERS {
-            self.cluster.ask(&["exec", "client", "-c", container, "--", "touch", "/stop"])?;
-            let ended = format!(
-                "jsonpath={{.status.containerStatuses[?(@.name==\"{container}\")].state.terminated.exitCode}}=0"
-            );
-            self.cluster.ask(&["wait", &format!("--for={ended}"), "pod/client", "--timeout=30s"])?;
-            texts.push((Client { place: "a pod", kept }, self.cluster.ask(&["logs", "client", "-c", container])?));
-        }
-        self.cluster.ask(&["delete", "pod", "client", "--now"])?;
-        for (client, text) in texts {
-            let lines = text.lines().map(|line| serde_json::from_str(line).map(|outcome| (client, outcome)));
-            outcomes.extend(lines.collect::<Result<Vec<_>, _>>().context("a client's output cannot be read")?);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Clients<'_> {
-    fn drop(&mut self) {
-        for (_, child, _) in &mut self.processes {
-            // It may have ended.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn in_deploy(name: &str) -> String {
-    source("../../deploy").join(name).display().to_string()
-}
-
-fn manifests(name: &str) -> String {
-    source("manifests").join(name).display().to_string()
 }
 
 fn patch_kube_proxy(cluster: &Cluster, file: &str) -> Result<()> {
@@ -289,6 +216,13 @@ fn give_back(cluster: &Cluster) -> Result<()> {
     }
     cluster.ask(&["apply", "-k", &in_deploy("give-back")])?;
     rollout(cluster, "daemonset/svc-cleanup")
+}
+
+/// What is left on the nodes once the agent's DaemonSet is gone.
+pub(crate) fn uninstall(cluster: &Cluster) -> Result<()> {
+    cluster.ask(&["apply", "-k", &in_deploy("uninstall")])?;
+    rollout(cluster, "daemonset/svc-cleanup")?;
+    cluster.ask(&["delete", "-k", &in_deploy("uninstall")]).map(drop)
 }
 
 fn upgrade(cluster: &Cluster, proxy: Proxy) -> Result<()> {
@@ -347,17 +281,6 @@ fn end(command: &mut Command) -> Result<()> {
     let status = command.status()?;
     if !status.success() {
         bail!("{command:?} ended with {status}");
-    }
-    Ok(())
-}
-
-fn wait_for(mut is: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !is()? {
-        if Instant::now() > deadline {
-            bail!("nothing came of it within {} s", PATIENCE.as_secs());
-        }
-        thread::sleep(Duration::from_millis(100));
     }
     Ok(())
 }

@@ -1,4 +1,7 @@
 //! `cargo xtask cluster`: a Kubernetes cluster of three nodes on this machine, of real parts, and what is tried on it.
+mod attached;
+mod chart;
+mod clients;
 mod control_plane;
 mod e2e;
 mod hierarchies;
@@ -6,8 +9,10 @@ mod image;
 mod life;
 mod network;
 mod node;
+mod parts;
 mod programs;
 mod proxy;
+mod sockets;
 mod state;
 mod step;
 mod up;
@@ -58,8 +63,7 @@ enum Command {
         arguments: Vec<String>,
     },
     E2e(e2e::Options),
-    /// The life of a node under steady traffic, with kube-proxy and with svc: failed requests counted, on a cluster of its own.
-    Test,
+    Test(parts::Options),
     /// Build the programs that are missing: half an hour where nothing is there.
     Build,
     /// Why there can be no cluster here without building for long; nothing where there can be one.
@@ -100,7 +104,7 @@ fn dispatch(options: &Options) -> Result<()> {
             Err(kubectl.args(arguments).exec()).context("cannot start kubectl")
         }
         Command::E2e(options) => e2e::run(&cluster, options),
-        Command::Test => life::run(&cluster),
+        Command::Test(options) => parts::run(&cluster, options),
         Command::Build => image::ensure(&Programs::ensure()?, Proxy::Svc, Purpose::Any).map(drop),
         Command::Missing => {
             let missing = programs::missing()?;

@@ -32,7 +32,7 @@ const TUNABLES: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Starts a node, whose kubelet registers with the API server once that is there.
 pub(crate) fn start(cluster: &Cluster, node: &str) -> Result<()> {

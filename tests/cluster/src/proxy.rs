@@ -54,5 +54,5 @@ impl Proxy {
 
 /// Waits until what was asked of an object of kube-system is there.
 pub(crate) fn rollout(cluster: &Cluster, object: &str) -> Result<()> {
-    cluster.ask(&["-n", "kube-system", "rollout", "status", object, "--timeout=180s"]).map(drop)
+    cluster.ask(&["-n", "kube-system", "rollout", "status", object, "--timeout=300s"]).map(drop)
 }

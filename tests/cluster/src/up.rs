@@ -42,7 +42,7 @@ pub(crate) fn up(cluster: &Cluster, proxy: Proxy, with: Purpose) -> Result<()> {
         })
     })?;
     step("nodes ready", || {
-        cluster.ask(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"]).map(drop)
+        cluster.ask(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=300s"]).map(drop)
     })?;
     if let Some(name) = proxy.daemon_set() {
         step(name, || {

@@ -31,7 +31,7 @@ pub fn remove(directory: &Path) -> Result<()> {
 }
 
 fn wait_until_empty(directory: &Path) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while fs::read_to_string(directory.join("cgroup.events"))?.contains("populated 1") {
         if Instant::now() > deadline {
             bail!("processes in {} do not end", directory.display());
