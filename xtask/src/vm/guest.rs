@@ -157,7 +157,7 @@ const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr
 /// The first process. Nothing here may fail unseen: the verdict is the last line.
 const INIT: &str = r#"#!/bin/busybox sh
 PATH=/bin
-export HOME=/root SVC_LAB_PATIENCE=180
+export HOME=/root SVC_LAB_PATIENCE=600
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
