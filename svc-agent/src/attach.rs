@@ -17,7 +17,6 @@ use aya::programs::{
     XdpMode as AyaXdpMode,
 };
 
-use crate::dataplane::apart::refusal;
 use crate::dataplane::{TcMode, XdpMode};
 use crate::filters::Filters;
 use crate::host;
@@ -63,7 +62,7 @@ pub fn load(ebpf: &mut Ebpf, uplinks: &[String], xdp: XdpMode, hooks: &[&str]) -
         loop {
             let next = programs.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some((name, program)) = next else { return Ok(()) };
-            load_program(program).map_err(refusal).with_context(|| format!("loading {name}"))?;
+            load_program(program).with_context(|| format!("loading {name}"))?;
         }
     };
     thread::scope(|scope| {
@@ -74,12 +73,31 @@ pub fn load(ebpf: &mut Ebpf, uplinks: &[String], xdp: XdpMode, hooks: &[&str]) -
     })
 }
 
-fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+/// # Errors
+/// What the verifier says.
+pub fn load_program(program: &mut Program) -> anyhow::Result<()> {
     match program {
         Program::Xdp(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
+    }
+    .map_err(refusal)
+}
+
+/// Why a program was not loaded, in one line: the verifier's log, which has thousands, is for `-vv`.
+fn refusal(error: ProgramError) -> anyhow::Error {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return error.into() };
+    let log = verifier_log.to_string();
+    tracing::debug!("the verifier's log:\n{log}");
+    // Behind what it objects to stand figures.
+    let last = log.lines().rev().find(|line| {
+        !(line.is_empty()
+            || ["processed ", "stack depth", "verification time"].iter().any(|figures| line.starts_with(figures)))
+    });
+    match last {
+        Some(last) => anyhow::anyhow!("{io_error}: {last}"),
+        None => io_error.into(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use aya::programs::Program;
 
 use super::Finding;
+use crate::attach;
 use crate::dataplane::{TcMode, apart};
 use crate::host::{self, Capabilities};
 use crate::sys;
@@ -99,7 +100,7 @@ pub fn programs(tc: TcMode) -> Vec<Finding> {
             let mut loading = Vec::new();
             for (name, program) in ebpf.programs_mut() {
                 let name = name.to_owned();
-                loading.push(scope.spawn(move || apart::load(program).map_err(|error| error.context(name))));
+                loading.push(scope.spawn(move || attach::load_program(program).map_err(|error| error.context(name))));
             }
             loading.into_iter().try_for_each(|thread| thread.join().expect("loading a program does not panic"))
         })?;

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use aya::maps::Map;
-use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 
 use super::aya::{MAPS, OBJECT};
@@ -59,33 +58,5 @@ pub fn map<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<BorrowedFd<'a>> {
     match ebpf.map(name).with_context(|| format!("the kernel part has no map {name}"))? {
         Map::Array(map) | Map::LruHashMap(map) | Map::PerCpuArray(map) => Ok(map.fd().as_fd()),
         other => bail!("the map {name} is of an unexpected kind: {other:?}"),
-    }
-}
-
-/// # Errors
-/// What the verifier says.
-pub fn load(program: &mut Program) -> anyhow::Result<()> {
-    match program {
-        Program::Xdp(program) => program.load(),
-        Program::SchedClassifier(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        other => bail!("a program of type {:?}, which the kernel part has none of", other.prog_type()),
-    }
-    .map_err(refusal)
-}
-
-/// Why a program was not loaded, in one line: the verifier's log, which has thousands, is for `-vv`.
-pub fn refusal(error: ProgramError) -> anyhow::Error {
-    let ProgramError::LoadError { io_error, verifier_log } = error else { return error.into() };
-    let log = verifier_log.to_string();
-    tracing::debug!("the verifier's log:\n{log}");
-    // Behind what it objects to stand figures.
-    let last = log.lines().rev().find(|line| {
-        !(line.is_empty()
-            || ["processed ", "stack depth", "verification time"].iter().any(|figures| line.starts_with(figures)))
-    });
-    match last {
-        Some(last) => anyhow::anyhow!("{io_error}: {last}"),
-        None => io_error.into(),
     }
 }

@@ -10,6 +10,7 @@ use svc_common::map::Counter;
 use svc_common::{Addr, Reason};
 
 use super::place::Place;
+use crate::attach;
 use crate::dataplane::apart;
 use crate::inspect::Pins;
 use crate::sys;
@@ -52,7 +53,7 @@ pub fn run(pins: &Pins, place: &Place, client: Addr, frame: &[u8]) -> anyhow::Re
     }
     let name = format!("svc_{}", place.from.program());
     let program = ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?;
-    apart::load(program).with_context(|| format!("loading {name}"))?;
+    attach::load_program(program).with_context(|| format!("loading {name}"))?;
     let Program::SchedClassifier(program) = program else { anyhow::bail!("{name} is none of tc's") };
 
     // struct __sk_buff: ifindex.
