@@ -3,6 +3,7 @@
 //!
 //! The kernel runs it over its maps (`main.rs` and the files beside it), the host's tests over memory: it is the same code.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod family;
 pub mod forward;

@@ -7,21 +7,115 @@ use crate::forward::Hop;
 use crate::parse::Headers;
 use crate::tables::Tables;
 
-/// Plain bytes that may be read from and written to a packet.
+/// Plain bytes that may be read from and written to a packet, where nothing is aligned.
 ///
 /// # Safety
 /// Every bit pattern is a value of the type, and it has no padding.
-pub unsafe trait Pod: Copy {}
-// SAFETY: integers and arrays of them.
-unsafe impl Pod for u8 {}
-// SAFETY: as above.
-unsafe impl Pod for u16 {}
-// SAFETY: as above.
-unsafe impl Pod for u32 {}
-// SAFETY: as above.
-unsafe impl<T: Pod, const N: usize> Pod for [T; N] {}
+pub unsafe trait Pod: Copy {
+    /// # Safety
+    /// All of it may be read.
+    unsafe fn load(from: *const Self) -> Self;
+
+    /// # Safety
+    /// All of it may be written.
+    unsafe fn store(self, to: *mut Self);
+}
+
+/// The compiler would make a load of each byte of what may not be aligned. The kernel takes any address in a packet where the
+/// processor does, which those do that are served.
+macro_rules! word {
+    ($word:ty, $size:literal) => {
+        // SAFETY: an integer.
+        unsafe impl Pod for $word {
+            #[inline(always)]
+            unsafe fn load(from: *const Self) -> Self {
+                #[cfg(target_arch = "bpf")]
+                // SAFETY: the caller's.
+                unsafe {
+                    let word: u64;
+                    core::arch::asm!(
+                        concat!("{0} = *(", $size, " *)({1} + 0)"),
+                        lateout(reg) word, in(reg) from, options(pure, readonly, nostack)
+                    );
+                    word as $word
+                }
+                #[cfg(not(target_arch = "bpf"))]
+                // SAFETY: as above.
+                unsafe {
+                    from.read_unaligned()
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, to: *mut Self) {
+                #[cfg(target_arch = "bpf")]
+                // SAFETY: the caller's.
+                unsafe {
+                    core::arch::asm!(
+                        concat!("*(", $size, " *)({1} + 0) = {0}"),
+                        in(reg) self as u64, in(reg) to, options(nostack)
+                    );
+                }
+                #[cfg(not(target_arch = "bpf"))]
+                // SAFETY: as above.
+                unsafe {
+                    to.write_unaligned(self)
+                }
+            }
+        }
+    };
+}
+word!(u16, "u16");
+word!(u32, "u32");
+
+// SAFETY: an integer.
+unsafe impl Pod for u8 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { from.read() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut Self) {
+        // SAFETY: the caller's.
+        unsafe { to.write(self) }
+    }
+}
+
+// SAFETY: of such, and nothing between them.
+unsafe impl<T: Pod, const N: usize> Pod for [T; N] {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> Self {
+        // SAFETY: within the caller's.
+        core::array::from_fn(|index| unsafe { T::load(from.cast::<T>().add(index)) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut Self) {
+        let mut index = 0;
+        while index < N {
+            // SAFETY: within the caller's.
+            unsafe { self[index].store(to.cast::<T>().add(index)) };
+            index += 1;
+        }
+    }
+}
+
 // SAFETY: four words.
-unsafe impl Pod for Addr {}
+unsafe impl Pod for Addr {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> Self {
+        // SAFETY: the caller's.
+        Addr(unsafe { Pod::load(from.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut Self) {
+        // SAFETY: the caller's.
+        unsafe { self.0.store(to.cast()) }
+    }
+}
 
 pub trait Packet {
     /// Only what has no options, extension headers or fragments, and no ICMP, is done here; the rest is left to the next hook.

@@ -22,6 +22,8 @@ pub struct Scratch {
     next: Next,
     /// [`Key::digest`] of a packet that has no flow, nor is to have one; 0 of all others.
     pub judged: u16,
+    /// What it was where the packet was met before, for [`ingress`] and [`egress`]: kept here, since the kernel's stack is short.
+    pub before: u16,
 }
 
 /// Where a packet goes that was changed.
@@ -106,7 +108,7 @@ pub fn egress<P: Packet, T: Tables>(
     let Scratch { headers, key, hit, hop, .. } = scratch;
     hop.ifindex = 0;
     headers.from = From::Host;
-    parse(packet, tables, headers)?;
+    parse_apart(packet, tables, headers)?;
     *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
     if before != 0 && is_judged(tables, key, before) {
         return Err(Reason::NotService);
@@ -122,6 +124,15 @@ pub fn egress<P: Packet, T: Tables>(
         return Err(Reason::NotService);
     }
     Ok(())
+}
+
+/// Its variables are not to stand on the kernel's stack together with those of what comes behind.
+///
+/// # Errors
+/// As [`parse`].
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn parse_apart<P: Packet, T: Tables>(packet: &P, tables: &T, headers: &mut Headers) -> Result<(), Reason> {
+    parse(packet, tables, headers)
 }
 
 /// How often a source port is chosen anew since a socket has the one chosen first.

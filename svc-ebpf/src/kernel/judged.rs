@@ -1,6 +1,5 @@
 //! What XDP tells the tc program behind it of a packet that is no Service's, in front of the packet (XDP's metadata), so that it
 //! is judged once. Whoever writes there is the node's administrator; that it is this very packet's is looked at all the same.
-use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_xdp_adjust_meta;
 use aya_ebpf::programs::{TcContext, XdpContext};
 

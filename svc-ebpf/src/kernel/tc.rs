@@ -60,14 +60,14 @@ impl Packet for Skb<'_> {
     fn get<T: Pod>(&self, offset: usize) -> Result<T, Reason> {
         let (start, end) = self.bounds();
         // SAFETY: checked against the packet's end; `Pod` takes any bytes.
-        Ok(unsafe { at::<T>(start, end, offset)?.read_unaligned() })
+        Ok(unsafe { T::load(at::<T>(start, end, offset)?) })
     }
 
     #[inline(always)]
     fn set<T: Pod>(&mut self, offset: usize, value: T) -> Result<(), Reason> {
         let (start, end) = self.bounds();
         // SAFETY: as in `get`.
-        unsafe { at::<T>(start, end, offset)?.write_unaligned(value) };
+        unsafe { value.store(at::<T>(start, end, offset)?) };
         Ok(())
     }
 
@@ -249,10 +249,10 @@ fn come_in(context: &TcContext, from: From) -> i32 {
     }
     let Some(scratch) = scratch(Hook::Ingress) else { return NEXT };
     scratch.headers.from = from;
-    let before = if from == From::Network { judged::told(context) } else { 0 };
-    let mut found = ingress(context, scratch, before);
+    scratch.before = if from == From::Network { judged::told(context) } else { 0 };
+    let mut found = ingress(context, scratch);
     if found == Err(Reason::Truncated) && pull(context) {
-        found = ingress(context, scratch, before);
+        found = ingress(context, scratch);
     }
     if scratch.headers.fragment == FRAGMENT_FIRST && pieces::release(context, &scratch.headers) {
         return DROP;
@@ -267,7 +267,7 @@ fn come_in(context: &TcContext, from: From) -> i32 {
             Maps.count(Reason::FragmentKept, context.len());
             return DROP;
         }
-        found = ingress(context, scratch, before);
+        found = ingress(context, scratch);
     }
     settle(context, scratch, found)
 }
@@ -289,11 +289,11 @@ fn go_out(context: &TcContext, to_network: bool) -> i32 {
     if index == SENT_ON {
         return NEXT;
     }
-    let before = if index & u32::from(DIGEST) != 0 { index as u16 } else { 0 };
     let Some(scratch) = scratch(Hook::Egress) else { return NEXT };
-    let mut found = egress(context, scratch, to_network, before);
+    scratch.before = if index & u32::from(DIGEST) != 0 { index as u16 } else { 0 };
+    let mut found = egress(context, scratch, to_network);
     if found == Err(Reason::Truncated) && pull(context) {
-        found = egress(context, scratch, to_network, before);
+        found = egress(context, scratch, to_network);
     }
     settle(context, scratch, found)
 }
@@ -301,12 +301,14 @@ fn go_out(context: &TcContext, to_network: bool) -> i32 {
 // Functions of their own, so that the variables of two of them do not stand on the stack together.
 
 #[inline(never)]
-fn ingress(context: &TcContext, scratch: &mut Scratch, before: u16) -> Result<(), Reason> {
+fn ingress(context: &TcContext, scratch: &mut Scratch) -> Result<(), Reason> {
+    let before = scratch.before;
     wire::ingress(&Skb(context), &Maps, scratch, before)
 }
 
 #[inline(never)]
-fn egress(context: &TcContext, scratch: &mut Scratch, to_network: bool, before: u16) -> Result<(), Reason> {
+fn egress(context: &TcContext, scratch: &mut Scratch, to_network: bool) -> Result<(), Reason> {
+    let before = scratch.before;
     wire::egress(&Skb(context), &Maps, scratch, to_network, before)
 }
 

@@ -25,13 +25,13 @@ impl Packet for Frame<'_> {
     #[inline(always)]
     fn get<T: Pod>(&self, offset: usize) -> Result<T, Reason> {
         // SAFETY: checked against the packet's end; `Pod` takes any bytes.
-        Ok(unsafe { at::<T>(self.0.data(), self.0.data_end(), offset)?.read_unaligned() })
+        Ok(unsafe { T::load(at::<T>(self.0.data(), self.0.data_end(), offset)?) })
     }
 
     #[inline(always)]
     fn set<T: Pod>(&mut self, offset: usize, value: T) -> Result<(), Reason> {
         // SAFETY: as in `get`.
-        unsafe { at::<T>(self.0.data(), self.0.data_end(), offset)?.write_unaligned(value) };
+        unsafe { value.store(at::<T>(self.0.data(), self.0.data_end(), offset)?) };
         Ok(())
     }
 
