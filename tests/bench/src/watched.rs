@@ -76,7 +76,7 @@ impl Watchers {
         // It needs a terminal, which script(1) makes.
         let mut top = Command::new("script");
         top.args(["--quiet", "--return", "--command"]);
-        top.arg(format!("{} top --interval 1s --bpffs {}", agent.display(), bpffs.display())).arg("/dev/null");
+        top.arg(format!("{} top --bpffs {}", agent.display(), bpffs.display())).arg("/dev/null");
         let spawn = |mut command: Command| {
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
             lab.spawn(node.name, command)
