@@ -7,7 +7,7 @@ use rstest::rstest;
 use svc_lab::kube_proxy::{KubeProxy, Mode};
 use svc_lab::load::Load;
 use svc_lab::topology::{CLIENT, NODES, OUTSIDE};
-use svc_tests::cluster::{CLUSTER_IP, Cluster, all_backends};
+use svc_tests::cluster::{CLUSTER_IP, Cluster, all_backends, eventually};
 
 use crate::expect_no_failure;
 use crate::installed::{Installed, find};
@@ -88,6 +88,11 @@ fn taking_over_and_giving_back_lose_no_request_and_no_connection(#[case] mode: M
     let old = connections(&installed.cluster);
     installed.containers.drain(..).for_each(|container| container.stop().unwrap());
     let _kube_proxies = kube_proxies(&mut installed.cluster, mode);
+    // As the document has it: it is healthy a little before its rules are there.
+    eventually("kube-proxy's rules are on every node", || {
+        let mut listed = on_nodes(&installed.cluster, "nft list ruleset; iptables-legacy-save 2>&1; true");
+        listed.all(|rules| rules.contains("30080")).then_some(())
+    });
     let daemon_set = find(&kustomize("give-back"), "DaemonSet").clone();
     for node in &NODES {
         installed.initialise(node, &daemon_set);
