@@ -220,9 +220,9 @@ impl Page {
             let name = "svc_service_bytes_total";
             self.family(name, "counter", "Bytes of translated packets, by Service port and direction.");
             for port in &census.ports {
-                let Traffic { to_backend, from_backend } = port.traffic;
+                let (labels, Traffic { to_backend, from_backend }) = (labels(&port.name), port.traffic);
                 for (direction, bytes) in [("to_backend", to_backend), ("from_backend", from_backend)] {
-                    self.sample(name, &format!("{},direction=\"{direction}\"", labels(&port.name)), bytes);
+                    self.sample(name, &format!("{labels},direction=\"{direction}\""), bytes);
                 }
             }
         }

@@ -897,13 +897,12 @@ pub fn make_room<M: Memory>(memory: &M, entry: &Entry, now: u16) {
     }
     // SAFETY: two whole sets of `memory`.
     unsafe {
-        let is_short = crowded(memory) >= MANY;
-        let moved = if is_short {
+        let failed = crowded(memory);
+        let moved = if failed >= MANY {
             displace(memory, first, now, FEW)
         } else {
             displace(memory, first, now, WAYS) || displace(memory, second, now, WAYS)
         };
-        let failed = crowded(memory);
         set_crowded(memory, if moved { 0 } else { min(failed + 1, MANY) });
     }
 }

@@ -135,11 +135,16 @@ pub trait Packet {
     /// The interface that it passes.
     fn ifindex(&self) -> u32;
 
-    /// Patches the IPv4 header's checksum at `offset`.
+    /// Patches the IPv4 header's checksum at `offset`. With it the sum of the whole packet stays what it was, so that a socket
+    /// buffer's is right still.
     ///
     /// # Errors
-    /// Where the packet is too short or the kernel refuses.
-    fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason>;
+    /// [`Reason::Truncated`] where the packet ends before.
+    #[inline(always)]
+    fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason> {
+        let field = self.get(offset)?;
+        self.set(offset, diff.apply(field))
+    }
 
     /// Patches the transport checksum at `offset` for changed addresses (its pseudo header) and ports. `udp`: a checksum of
     /// 0 is none and stays so (RFC 768), and none is never made of one.

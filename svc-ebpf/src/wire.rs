@@ -22,7 +22,8 @@ pub struct Scratch {
     next: Next,
     /// [`Key::digest`] of a packet that has no flow, nor is to have one; 0 of all others.
     pub judged: u16,
-    /// What it was where the packet was met before, for [`ingress`] and [`egress`]: kept here, since the kernel's stack is short.
+    /// What it was where the packet was met before, which a caller of [`ingress`] and [`egress`] has no room for on the kernel's
+    /// stack.
     pub before: u16,
 }
 

@@ -50,10 +50,13 @@ const NETWORK_PLUGIN: &str = "nft -f - <<END
     }
 END";
 
+/// All rules, whoever's.
+const LIST: &str = "nft list ruleset; iptables-legacy-save 2>&1; true";
+
 /// Those of kube-proxy's rules that are left.
 fn rules(cluster: &Cluster) -> String {
-    let listed = on_nodes(cluster, "nft list ruleset; iptables-legacy-save 2>&1; true");
-    let lines: Vec<String> = listed.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    let lines: Vec<String> =
+        on_nodes(cluster, LIST).flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
     lines.into_iter().filter(|line| line.contains("KUBE-SVC") || line.contains("table ip kube-proxy")).collect()
 }
 
@@ -90,8 +93,7 @@ fn taking_over_and_giving_back_lose_no_request_and_no_connection(#[case] mode: M
     let _kube_proxies = kube_proxies(&mut installed.cluster, mode);
     // As the document has it: it is healthy a little before its rules are there.
     eventually("kube-proxy's rules are on every node", || {
-        let mut listed = on_nodes(&installed.cluster, "nft list ruleset; iptables-legacy-save 2>&1; true");
-        listed.all(|rules| rules.contains("30080")).then_some(())
+        on_nodes(&installed.cluster, LIST).all(|rules| rules.contains("30080")).then_some(())
     });
     let daemon_set = find(&kustomize("give-back"), "DaemonSet").clone();
     for node in &NODES {

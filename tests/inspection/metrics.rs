@@ -21,16 +21,19 @@ fn samples(cluster: &Cluster) -> BTreeMap<String, f64> {
         .collect()
 }
 
-fn connections(service: &str) -> String {
+/// A sample's name and labels: of the port `http`.
+fn sample(metric: &str, service: &str, more: &str) -> String {
     format!(
-        "svc_service_connections_total{{namespace=\"default\",service=\"{service}\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\"}}"
+        "{metric}{{namespace=\"default\",service=\"{service}\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\"{more}}}"
     )
 }
 
+fn connections(service: &str) -> String {
+    sample("svc_service_connections_total", service, "")
+}
+
 fn bytes(service: &str, direction: &str) -> String {
-    format!(
-        "svc_service_bytes_total{{namespace=\"default\",service=\"{service}\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\",direction=\"{direction}\"}}"
-    )
+    sample("svc_service_bytes_total", service, &format!(",direction=\"{direction}\""))
 }
 
 /// What is counted is counted once a second at most.

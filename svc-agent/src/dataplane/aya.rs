@@ -101,10 +101,18 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
     ];
     for (name, wanted) in sizes {
         let path = &paths.iter().find(|(map, _)| *map == name).expect("every sized map is listed").1;
-        loader.map_max_entries(name, pinned_size(path, name, wanted)?);
+        let size = pinned_size(path)?.unwrap_or(wanted);
+        if size != wanted {
+            tracing::warn!(map = name, size, wanted, "the pinned map keeps its size until `svc-agent cleanup`");
+        }
+        loader.map_max_entries(name, size);
     }
     let counted = if settings.count_bytes { settings.max_backends + 1 } else { 1 };
-    forget_other_size(&maps.join(pin::TRAFFIC), counted).context("making the map traffic anew")?;
+    let path = maps.join(pin::TRAFFIC);
+    if pinned_size(&path)?.is_some_and(|size| size != counted) {
+        // Nothing but counts is lost with the old one.
+        fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
+    }
     loader.map_max_entries("TRAFFIC", counted);
     let ebpf = loader.load(OBJECT).context("the kernel part was not loaded")?;
 
@@ -198,27 +206,12 @@ pub fn check_pins(maps: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The size that the map has to be loaded with: that of the pinned one, where there is one.
-fn pinned_size(path: &Path, name: &str, wanted: u32) -> anyhow::Result<u32> {
-    let map = match sys::open_pin(path) {
-        Ok(map) => map,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(wanted),
-        Err(error) => return Err(error).with_context(|| format!("opening the pin {}", path.display())),
-    };
-    let size = sys::map_info(map.as_fd())?.max_entries;
-    if size != wanted {
-        tracing::warn!(map = name, size, wanted, "the pinned map keeps its size until `svc-agent cleanup`");
-    }
-    Ok(size)
-}
-
-/// Makes room for a map of another size, where nothing but counts is lost with the old one.
-fn forget_other_size(path: &Path, wanted: u32) -> anyhow::Result<()> {
+/// How many entries the pinned map has room for, where there is one.
+fn pinned_size(path: &Path) -> anyhow::Result<Option<u32>> {
     match sys::open_pin(path) {
-        Ok(map) if sys::map_info(map.as_fd())?.max_entries == wanted => Ok(()),
-        Ok(_) => Ok(fs::remove_file(path)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error.into()),
+        Ok(map) => Ok(Some(sys::map_info(map.as_fd())?.max_entries)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("opening the pin {}", path.display())),
     }
 }
 

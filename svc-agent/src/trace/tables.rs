@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use svc_common::flow::{Key, Sets};
+use svc_common::flow::Sets;
 use svc_common::map::{
     AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, Config, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, SocketKey, SocketPeer, Uplink,
@@ -105,10 +105,6 @@ impl Tables for Known<'_> {
     }
 
     fn count(&self, _: Reason, _: u32) {}
-
-    fn was_judged(&self, _: u16, _: &Key) -> bool {
-        false
-    }
 
     fn now(&self) -> u16 {
         crate::host::flow_tick()

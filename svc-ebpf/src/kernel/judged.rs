@@ -2,6 +2,7 @@
 //! is judged once. Whoever writes there is the node's administrator; that it is this very packet's is looked at all the same.
 use aya_ebpf::helpers::bpf_xdp_adjust_meta;
 use aya_ebpf::programs::{TcContext, XdpContext};
+use svc_ebpf::packet::Pod;
 
 use super::at;
 
@@ -17,7 +18,7 @@ pub(super) fn tell(context: &XdpContext, digest: u16) {
     }
     if let Ok(words) = at::<[u32; 2]>(context.metadata(), context.metadata_end(), 0) {
         // SAFETY: checked against the end.
-        unsafe { words.write_unaligned([SIGN, digest.into()]) };
+        unsafe { [SIGN, digest.into()].store(words) };
     }
 }
 
@@ -31,7 +32,7 @@ pub(super) fn told(context: &TcContext) -> u16 {
     };
     match at::<[u32; 2]>(start, end, 0) {
         // SAFETY: checked against the end.
-        Ok(words) => match unsafe { words.read_unaligned() } {
+        Ok(words) => match unsafe { Pod::load(words) } {
             [SIGN, digest] => digest as u16,
             _ => 0,
         },

@@ -88,13 +88,6 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason> {
-        // With the header's own checksum the sum of the whole packet stays what it was: nothing else is to be told of it.
-        let field = self.get(offset)?;
-        self.set(offset, diff.apply(field))
-    }
-
-    #[inline(always)]
     fn patch_l4<F: Family>(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
         let flags = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         let addresses = fold(addresses.0);

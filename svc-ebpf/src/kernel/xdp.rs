@@ -52,12 +52,6 @@ impl Packet for Frame<'_> {
     }
 
     #[inline(always)]
-    fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason> {
-        let field = self.get(offset)?;
-        self.set(offset, diff.apply(field))
-    }
-
-    #[inline(always)]
     fn patch_l4<F: Family>(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
         let field: u16 = self.get(offset)?;
         if udp && field == 0 {

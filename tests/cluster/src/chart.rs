@@ -1,13 +1,11 @@
 //! The chart: installed, upgraded and uninstalled as docs/operations.md says, and what is left on the nodes then.
-use std::process::{Command, Stdio};
-
 use anyhow::{Context, Result, bail};
 use svc_lab::binaries;
 use svc_lab::control_plane::helm_binary;
 
 use crate::clients::{CLUSTER_IP, ask, node_port};
 use crate::network::{CLIENT, CONTROL_PLANE, NODES, POD_CIDRS};
-use crate::parts::{in_deploy, serve, wait_for};
+use crate::parts::{in_deploy, said, serve, wait_for};
 use crate::proxy::rollout;
 use crate::state::Cluster;
 use crate::step::step;
@@ -74,14 +72,6 @@ fn helm(cluster: &Cluster, arguments: &[&str]) -> Result<()> {
     let mut helm = cluster.command(CONTROL_PLANE, helm_binary()?)?;
     helm.env("KUBECONFIG", cluster.kubeconfig("admin")).env("HOME", cluster.directory());
     said(helm.args(arguments).args(NAMESPACE)).map(drop)
-}
-
-fn said(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn traces(cluster: &Cluster) -> Result<Vec<Vec<String>>> {

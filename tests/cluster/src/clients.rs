@@ -9,7 +9,7 @@ use svc_lab::client::Outcome;
 
 use crate::network::{CLIENT, NODES, addresses};
 use crate::node;
-use crate::programs::source;
+use crate::parts::manifests;
 use crate::state::Cluster;
 
 /// Of the Service in manifests/life.
@@ -40,7 +40,7 @@ const CONTAINERS: [(&str, bool); 2] = [("new", false), ("kept", true)];
 
 impl<'a> Clients<'a> {
     pub(crate) fn start(cluster: &'a Cluster) -> Result<Self> {
-        cluster.ask(&["apply", "-f", &source("manifests/life/client.yaml").display().to_string()])?;
+        cluster.ask(&["apply", "-f", &manifests("life/client.yaml")])?;
         cluster.ask(&["wait", "--for=condition=Ready", "pod/client", "--timeout=300s"])?;
         let lab = binaries::lab()?;
         let node_port = node_port();

@@ -11,7 +11,7 @@ use svc_lab::client::{Outcome, monotonic_us};
 use crate::clients::{Client, Clients, NODE_PORT};
 use crate::network::NODES;
 use crate::node;
-use crate::parts::{in_deploy, manifests, serve, wait_for};
+use crate::parts::{in_deploy, manifests, said, serve, wait_for};
 use crate::proxy::{Proxy, rollout};
 use crate::state::Cluster;
 
@@ -197,11 +197,8 @@ fn remove_rules(cluster: &Cluster) -> Result<()> {
 
 /// Whether the kernel of a node remembers a connection to the Service.
 fn tracked(cluster: &Cluster, node: &str) -> Result<bool> {
-    let output = node::command(cluster, node, "cat")?.arg("/proc/net/nf_conntrack").output()?;
-    if !output.status.success() {
-        bail!("{node} does not show its connections: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = said(node::command(cluster, node, "cat")?.arg("/proc/net/nf_conntrack"))
+        .with_context(|| format!("{node} does not show its connections"))?;
     Ok([" dst=10.96.0.80 ".to_owned(), format!(" dport={NODE_PORT} ")].iter().any(|word| text.contains(word)))
 }
 

@@ -1,8 +1,9 @@
 //! What is tried with real pods, each part on a cluster of its own.
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::image::Purpose;
@@ -65,6 +66,15 @@ pub(crate) fn in_deploy(name: &str) -> String {
 
 pub(crate) fn manifests(name: &str) -> String {
     source("manifests").join(name).display().to_string()
+}
+
+/// A program's output.
+pub(crate) fn said(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 pub(crate) fn wait_for(mut is: impl FnMut() -> Result<bool>) -> Result<()> {

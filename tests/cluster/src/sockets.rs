@@ -12,7 +12,7 @@ use crate::clients::{answered, ask};
 use crate::image::LAB;
 use crate::network::{NODES, number};
 use crate::node;
-use crate::parts::wait_for;
+use crate::parts::{said, wait_for};
 use crate::state::Cluster;
 
 const METRICS: u16 = 10249;
@@ -134,10 +134,8 @@ fn connections(cluster: &Cluster, node: &str) -> Result<impl Fn(&str) -> u32> {
 /// Those that packets have opened.
 fn flows(cluster: &Cluster, node: &str, whose: &str) -> Result<usize> {
     let mut agent = node::command(cluster, node, &binaries::agent()?.display().to_string())?;
-    let output = agent.args(["flows", "--output=json", &format!("--service=web-{whose}")]).output()?;
-    if !output.status.success() {
-        bail!("{node} does not list its flows: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    let flows: Vec<Value> = serde_json::from_slice(&output.stdout).context("the list of flows cannot be read")?;
+    let listed = said(agent.args(["flows", "--output=json", &format!("--service=web-{whose}")]))
+        .with_context(|| format!("{node} does not list its flows"))?;
+    let flows: Vec<Value> = serde_json::from_str(&listed).context("the list of flows cannot be read")?;
     Ok(flows.len())
 }

@@ -55,11 +55,6 @@ impl<const PLAIN: bool> Packet for Frame<PLAIN> {
         false
     }
 
-    fn patch_l3(&mut self, offset: usize, diff: Diff) -> Result<(), Reason> {
-        let field = self.get(offset)?;
-        self.set(offset, diff.apply(field))
-    }
-
     fn patch_l4<F: Family>(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
         let field: u16 = self.get(offset)?;
         if udp && field == 0 {
