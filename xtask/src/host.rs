@@ -1,5 +1,9 @@
 //! What this machine must be able to do, said in one sentence where it cannot.
 use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -46,6 +50,36 @@ pub(crate) fn require_lab() -> Result<()> {
         );
     }
     Ok(())
+}
+
+const GIB: u64 = 1 << 30;
+
+/// There is room for what the tests build and unpack, most of it the build, where that is still to come.
+pub(crate) fn require_space(root: &Path) -> Result<()> {
+    let needed = if root.join("target/debug").exists() { 3 } else { 8 };
+    let free = free_bytes(root)
+        .with_context(|| format!("cannot ask how much is free on the file system of {}", root.display()))?;
+    if free < needed * GIB {
+        bail!(
+            "the tests take {needed} GiB on the file system of {}, which has {:.1} GiB left",
+            root.display(),
+            free as f64 / GIB as f64
+        );
+    }
+    Ok(())
+}
+
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let mut statistics = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: a path that ends in a zero, and room for what the call writes, which is read only where it has succeeded.
+    let statistics = unsafe {
+        if libc::statvfs(path.as_ptr(), statistics.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        statistics.assume_init()
+    };
+    Ok(statistics.f_bavail * statistics.f_frsize)
 }
 
 pub(crate) fn is_root() -> bool {

@@ -28,6 +28,7 @@ enum Group {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let control_plane = !options.skip.contains(&Group::ControlPlane);
     host::require_lab()?;
+    host::require_space(root())?;
     if control_plane {
         setup::require_go()?;
         setup::ensure_kube_proxy_tools()?;
