@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher as _};
 use svc_agent::source::Event;
 use svc_agent::source::manifests::{self, Folder, parse};
 use svc_agent::status::Status;
@@ -130,4 +132,23 @@ async fn a_burst_of_changes_is_one_change() {
         fs::write(directory.path().join(format!("{index:02}.yaml")), service(&format!("s{index:02}"))).unwrap();
     }
     assert_eq!(next_services(&mut events).await.len(), 20);
+}
+
+#[tokio::test]
+async fn a_directory_that_nobody_changes_is_not_read_again_and_again() {
+    let directory = TempDir::new().unwrap();
+    fs::write(directory.path().join("a.yaml"), service("a")).unwrap();
+    let mut events = watched(directory.path());
+    next_services(&mut events).await;
+    let (sender, opened) = std::sync::mpsc::channel();
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| event.kind == EventKind::Access(AccessKind::Open(AccessMode::Any))) {
+            sender.send(()).unwrap();
+        }
+    })
+    .unwrap();
+    watcher.watch(directory.path(), RecursiveMode::NonRecursive).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let count = opened.try_iter().count();
+    assert!(count < 5, "read {count} times");
 }

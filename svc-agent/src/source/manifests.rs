@@ -10,7 +10,8 @@ use anyhow::Context as _;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
-use notify::{RecursiveMode, Watcher as _};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher as _};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -64,9 +65,11 @@ impl std::error::Error for Fault {}
 pub async fn run(directory: &Path, node_name: &str, events: Sender, status: Arc<Status>) -> anyhow::Result<()> {
     let context = || format!("--manifests {}", directory.display());
     let (changed, mut changes) = mpsc::channel(1);
-    let mut watcher = notify::recommended_watcher(move |_| {
-        // A change that finds another one waiting will be seen together with it.
-        let _ = changed.try_send(());
+    let mut watcher = notify::recommended_watcher(move |event| {
+        if is_change(&event) {
+            // A change that finds another one waiting will be seen together with it.
+            let _ = changed.try_send(());
+        }
     })
     .with_context(context)?;
     watcher.watch(directory, RecursiveMode::NonRecursive).with_context(context)?;
@@ -117,6 +120,13 @@ pub async fn run(directory: &Path, node_name: &str, events: Sender, status: Arc<
             watcher.watch(directory, RecursiveMode::NonRecursive).with_context(context)?;
         }
     }
+}
+
+/// Whether the directory should be read again. That it was read, by the agent itself as well, is told too.
+fn is_change(event: &notify::Result<notify::Event>) -> bool {
+    !event.as_ref().is_ok_and(|event| {
+        event.kind.is_access() && event.kind != EventKind::Access(AccessKind::Close(AccessMode::Write))
+    })
 }
 
 /// The files of a directory, each with the last objects that could be read from it.
