@@ -49,36 +49,57 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
-        let SourcePort { port, in_use } = tables.source_port(headers, &backend);
-        if port == 0 {
+        let source = tables.source_port(headers, &backend, hit);
+        if source.port == 0 {
             break;
         }
-        if in_use {
-            give_up(tables, headers, &backend, port, hit);
-        }
-        match add_reverse(tables, headers, &backend, port) {
-            Added::New => {
-                return match add_forward(tables, headers, key, &backend, port) {
-                    Added::New => {
-                        note(tables, headers, &backend, port, hit);
-                        Ok(())
-                    }
-                    added => {
-                        withdraw(tables, headers, &backend, port);
-                        // Another core opened the same flow meanwhile: its choice holds.
-                        if added == Added::Exists && found(tables, key, hit) {
-                            Ok(())
-                        } else {
-                            Err(Reason::FlowTableFull)
-                        }
-                    }
-                };
-            }
-            Added::Exists => (),
-            Added::Full => return Err(Reason::FlowTableFull),
+        match tables.open_by(headers, key, &backend, hit, source) {
+            Opened::Yes => return Ok(()),
+            Opened::PortTaken => (),
+            Opened::TableFull => return Err(Reason::FlowTableFull),
         }
     }
     Err(Reason::NoSourcePort)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Opened {
+    Yes,
+    /// By another core, meanwhile.
+    PortTaken,
+    TableFull,
+}
+
+/// One attempt of [`open`], by a source port.
+#[inline(always)]
+pub fn open_by<T: Tables>(
+    tables: &T,
+    headers: &Headers,
+    key: &Key,
+    backend: &BackendSlot,
+    hit: &mut Hit,
+    source: SourcePort,
+) -> Opened {
+    let SourcePort { port, in_use } = source;
+    if in_use {
+        give_up(tables, headers, backend, port, hit);
+    }
+    match add_reverse(tables, headers, backend, port) {
+        Added::New => match add_forward(tables, headers, key, backend, port) {
+            Added::New => {
+                note(tables, headers, backend, port, hit);
+                Opened::Yes
+            }
+            added => {
+                withdraw(tables, headers, backend, port);
+                // Another core opened the same flow meanwhile: its choice holds.
+                if added == Added::Exists && found(tables, key, hit) { Opened::Yes } else { Opened::TableFull }
+            }
+        },
+        Added::Exists => Opened::PortTaken,
+        Added::Full => Opened::TableFull,
+    }
 }
 
 // Functions of their own from here, so that no two of the entries and copies stand on the stack together.
@@ -253,45 +274,79 @@ pub struct SourcePort {
 ///
 /// Where the client keeps its address, its own port is left to it when the others are taken: one client may have more
 /// connections to a backend than there are ports to give out.
+///
+/// `hit` keeps a half-open flow's port meanwhile: a variable on the stack would make a path of its own for the verifier at each of the
+/// attempts.
 #[inline(always)]
-pub fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot) -> SourcePort {
-    let (first, next) = port_range(tables, headers, backend);
-    let range = next.wrapping_sub(first) as u32;
-    let kept = backend.flags & PORT_KEPT != 0;
+pub fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot, hit: &mut Hit) -> SourcePort {
+    hit.second = 0;
+    let mut attempt = 0;
+    while attempt <= PORT_TRIES {
+        match tables.try_port(headers, backend, attempt, hit.second != 0) {
+            Trial { port, outcome: Outcome::Free } => return SourcePort { port, in_use: false },
+            Trial { port, outcome: Outcome::Over } => return SourcePort { port, in_use: true },
+            Trial { port, outcome: Outcome::HalfOpen } => hit.second = port,
+            Trial { outcome: Outcome::Taken, .. } => (),
+            Trial { outcome: Outcome::Last, .. } => break,
+        }
+        attempt += 1;
+    }
+    SourcePort { port: hit.second, in_use: true }
+}
+
+/// One step of [`source_port`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Trial {
+    /// Network byte order.
+    pub port: u16,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Outcome {
+    Free,
+    /// A flow has it that is over.
+    Over,
+    /// A flow has it whose client has not answered yet, which is to make room where no better one is found.
+    HalfOpen,
+    Taken,
+    /// No port was tried, nor is another to be.
+    Last,
+}
+
+/// Tries the port that is due at an attempt, counted from 0. `half_open`: one was met already that may make room.
+#[inline(always)]
+pub fn try_port<T: Tables>(
+    tables: &T,
+    headers: &Headers,
+    backend: &BackendSlot,
+    attempt: u32,
+    half_open: bool,
+) -> Trial {
     let masqueraded = is_masqueraded(backend);
     let tries = if masqueraded { PORT_TRIES } else { PORTS_AT_RANDOM };
     let grace = if headers.protocol == UDP { PORTS_AT_RANDOM } else { PORTS_OF_GRACE };
-    let mut half_open = 0;
-    let mut attempt = 0;
-    while attempt < tries {
-        let port = if attempt == 0 && kept {
-            headers.sport
-        } else {
-            let in_turn = half_open == 0 && attempt < PORTS_IN_TURN && headers.protocol != UDP;
-            let offset = if in_turn { next_in_turn(tables, range) } else { pick(tables.random(), range) };
-            first.wrapping_add(offset as u16).to_be()
-        };
-        let key = reverse_key(headers, backend, port);
-        match tables.flows().vacancy(&key, tables.now()) {
-            Vacancy::Free => return SourcePort { port, in_use: false },
-            Vacancy::Over => return SourcePort { port, in_use: true },
-            Vacancy::HalfOpen if half_open == 0 => half_open = port,
-            Vacancy::HalfOpen | Vacancy::Living => (),
-        }
-        attempt += 1;
-        if attempt >= grace && masqueraded && half_open != 0 {
-            break;
-        }
+    let is_last = attempt >= tries;
+    if is_last && (masqueraded || attempt > tries) || masqueraded && half_open && attempt >= grace {
+        return Trial { port: 0, outcome: Outcome::Last };
     }
-    if !masqueraded {
-        let key = reverse_key(headers, backend, headers.sport);
-        match tables.flows().vacancy(&key, tables.now()) {
-            Vacancy::Free => return SourcePort { port: headers.sport, in_use: false },
-            Vacancy::Over => return SourcePort { port: headers.sport, in_use: true },
-            Vacancy::HalfOpen | Vacancy::Living => (),
-        }
-    }
-    SourcePort { port: half_open, in_use: true }
+    let port = if is_last || attempt == 0 && backend.flags & PORT_KEPT != 0 {
+        headers.sport
+    } else {
+        let (first, next) = port_range(tables, headers, backend);
+        let range = next.wrapping_sub(first) as u32;
+        let in_turn = !half_open && attempt < PORTS_IN_TURN && headers.protocol != UDP;
+        let offset = if in_turn { next_in_turn(tables, range) } else { pick(tables.random(), range) };
+        first.wrapping_add(offset as u16).to_be()
+    };
+    let outcome = match tables.flows().vacancy(&reverse_key(headers, backend, port), tables.now()) {
+        Vacancy::Free => Outcome::Free,
+        Vacancy::Over => Outcome::Over,
+        Vacancy::HalfOpen if !half_open && !is_last => Outcome::HalfOpen,
+        Vacancy::HalfOpen | Vacancy::Living => Outcome::Taken,
+    };
+    Trial { port, outcome }
 }
 
 /// The first port of the range, and the one after its last, in host byte order. Ports that a client's node gives out are none

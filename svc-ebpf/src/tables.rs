@@ -6,7 +6,7 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason, flow};
 
-use crate::open::{SourcePort, open, source_port};
+use crate::open::{Opened, SourcePort, Trial, open, open_by, source_port, try_port};
 use crate::parse::Headers;
 use crate::socket::Request;
 use crate::visit::{Visit, visit};
@@ -81,11 +81,27 @@ pub trait Tables {
     }
 
     /// [`source_port`], or a kernel function that is verified by itself and calls it.
-    fn source_port(&self, headers: &Headers, backend: &BackendSlot) -> SourcePort
+    fn source_port(&self, headers: &Headers, backend: &BackendSlot, hit: &mut Hit) -> SourcePort
     where
         Self: Sized,
     {
-        source_port(self, headers, backend)
+        source_port(self, headers, backend, hit)
+    }
+
+    /// [`open_by`], or a kernel function that is verified by itself and calls it.
+    fn open_by(&self, headers: &Headers, key: &Key, backend: &BackendSlot, hit: &mut Hit, source: SourcePort) -> Opened
+    where
+        Self: Sized,
+    {
+        open_by(self, headers, key, backend, hit, source)
+    }
+
+    /// [`try_port`], or a kernel function that is verified by itself and calls it.
+    fn try_port(&self, headers: &Headers, backend: &BackendSlot, attempt: u32, half_open: bool) -> Trial
+    where
+        Self: Sized,
+    {
+        try_port(self, headers, backend, attempt, half_open)
     }
 }
 

@@ -3,7 +3,7 @@
 use svc_common::Reason;
 use svc_common::flow::{self, Added, Entry, Hit, Key, Room, Vacancy};
 use svc_common::map::BackendSlot;
-use svc_ebpf::open::SourcePort;
+use svc_ebpf::open::{Opened, Outcome, SourcePort, Trial};
 use svc_ebpf::parse::Headers;
 use svc_ebpf::visit::Visit;
 
@@ -57,12 +57,7 @@ pub(super) fn vacancy(key: &Key, now: u16) -> Vacancy {
 #[inline(never)]
 extern "C" fn svc_flow_vacancy(key: *const Key, now: u32) -> u32 {
     // SAFETY: as above.
-    match unsafe { key.as_ref() }.map(|key| flow::vacancy(&Flows, key, now as u16)) {
-        Some(Vacancy::Free) => 0,
-        Some(Vacancy::Over) => 1,
-        Some(Vacancy::HalfOpen) => 2,
-        Some(Vacancy::Living) | None => 3,
-    }
+    unsafe { key.as_ref() }.map_or(Vacancy::Living, |key| flow::vacancy(&Flows, key, now as u16)) as u32
 }
 
 #[inline(always)]
@@ -185,18 +180,87 @@ extern "C" fn svc_flow_open(headers: *const Headers, key: *const Key, hit: *mut 
 }
 
 #[inline(always)]
-pub(super) fn source_port(headers: &Headers, backend: &BackendSlot) -> SourcePort {
-    let answer = svc_source_port(headers, backend);
-    SourcePort { port: answer as u16, in_use: answer & IN_USE != 0 }
+pub(super) fn open_by(
+    headers: &Headers,
+    key: &Key,
+    backend: &BackendSlot,
+    hit: &mut Hit,
+    source: SourcePort,
+) -> Opened {
+    match svc_flow_open_by(headers, key, backend, hit, pack(source)) {
+        0 => Opened::Yes,
+        1 => Opened::PortTaken,
+        _ => Opened::TableFull,
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_flow_open_by(
+    headers: *const Headers,
+    key: *const Key,
+    backend: *const BackendSlot,
+    hit: *mut Hit,
+    source: u32,
+) -> u32 {
+    // SAFETY: as above.
+    let (Some(headers), Some(key), Some(backend), Some(hit)) =
+        (unsafe { (headers.as_ref(), key.as_ref(), backend.as_ref(), hit.as_mut()) })
+    else {
+        return Opened::TableFull as u32;
+    };
+    svc_ebpf::open::open_by(&Maps, headers, key, backend, hit, unpack(source)) as u32
+}
+
+#[inline(always)]
+pub(super) fn source_port(headers: &Headers, backend: &BackendSlot, hit: &mut Hit) -> SourcePort {
+    unpack(svc_source_port(headers, backend, hit))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn svc_source_port(headers: *const Headers, backend: *const BackendSlot, hit: *mut Hit) -> u32 {
+    // SAFETY: as above.
+    let (Some(headers), Some(backend), Some(hit)) = (unsafe { (headers.as_ref(), backend.as_ref(), hit.as_mut()) })
+    else {
+        return 0;
+    };
+    pack(svc_ebpf::open::source_port(&Maps, headers, backend, hit))
 }
 
 const IN_USE: u32 = 1 << 16;
 
+#[inline(always)]
+fn pack(SourcePort { port, in_use }: SourcePort) -> u32 {
+    port as u32 | if in_use { IN_USE } else { 0 }
+}
+
+#[inline(always)]
+fn unpack(source: u32) -> SourcePort {
+    SourcePort { port: source as u16, in_use: source & IN_USE != 0 }
+}
+
+#[inline(always)]
+pub(super) fn try_port(headers: &Headers, backend: &BackendSlot, attempt: u32, half_open: bool) -> Trial {
+    let answer = svc_try_port(headers, backend, attempt, half_open as u32);
+    let outcome = match answer >> 16 {
+        0 => Outcome::Free,
+        1 => Outcome::Over,
+        2 => Outcome::HalfOpen,
+        3 => Outcome::Taken,
+        _ => Outcome::Last,
+    };
+    Trial { port: answer as u16, outcome }
+}
+
+/// The port, and above it what came of it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn svc_source_port(headers: *const Headers, backend: *const BackendSlot) -> u32 {
+extern "C" fn svc_try_port(headers: *const Headers, backend: *const BackendSlot, attempt: u32, half_open: u32) -> u32 {
     // SAFETY: as above.
-    let (Some(headers), Some(backend)) = (unsafe { (headers.as_ref(), backend.as_ref()) }) else { return 0 };
-    let SourcePort { port, in_use } = svc_ebpf::open::source_port(&Maps, headers, backend);
-    port as u32 | if in_use { IN_USE } else { 0 }
+    let (Some(headers), Some(backend)) = (unsafe { (headers.as_ref(), backend.as_ref()) }) else {
+        return (Outcome::Last as u32) << 16;
+    };
+    let Trial { port, outcome } = svc_ebpf::open::try_port(&Maps, headers, backend, attempt, half_open != 0);
+    port as u32 | (outcome as u32) << 16
 }
