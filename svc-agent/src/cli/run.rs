@@ -19,13 +19,13 @@ use crate::inspect::{MAPS, Pins};
 use crate::kube_proxy_config::{self, EXTERNAL_IPS_GATE, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT};
 use crate::metrics::Exporter;
 use crate::netns::Places;
-use crate::notes::Notes;
+use crate::notes::{Note, Notes};
 use crate::object::ObjectName;
 use crate::plan::NodePortAddresses;
 use crate::pods::{PodInterfaces, Pods};
 use crate::reconcile::{Config, Outlets, Pace, Reconciler};
 use crate::source::servers::{Access, Servers};
-use crate::source::{addresses, kubernetes, manifests};
+use crate::source::{self, addresses, kubernetes, manifests};
 use crate::stale_sockets::Departures;
 use crate::status::Status;
 use crate::{go_duration, health, host, metrics, next_hops, notes, serve, service_health, stale_sockets, sweep};
@@ -367,7 +367,14 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "starting");
     let uplinks = host::uplinks(&args.uplinks)?;
     let first_uplink = uplinks[0].clone();
-    let (dataplane, programs) = aya::open(&Settings {
+    let (events, inbox) = mpsc::channel(EVENTS);
+    let (notes, told) = match &source {
+        Source::Kubernetes(_) => Notes::channel(),
+        Source::Manifests(_) => (Notes::default(), mpsc::channel(1).1),
+    };
+    // The objects are read while the kernel looks through the programs.
+    let objects = tokio::spawn(follow(source, node_name.clone(), events.clone(), Arc::clone(&status), told));
+    let settings = Settings {
         cgroup: args.cgroup,
         bpffs: args.bpffs.clone(),
         uplinks: uplinks.clone(),
@@ -381,7 +388,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         timeouts: effective.timeouts,
         max_frontends: args.max_frontends.unwrap_or(args.max_services * 2),
         count_bytes: args.count_bytes,
-    })?;
+    };
+    let opened = tokio::task::spawn_blocking(move || aya::open(&settings)).await;
+    let (dataplane, programs) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     let places = (args.socket_lb == SocketLb::On).then(|| Places { proc: "/proc".into(), named: args.netns_dirs });
     let departures = if args.terminate_udp_sockets && args.socket_lb != SocketLb::Off {
         stale_sockets::start(&args.bpffs, places, Arc::clone(&status))?
@@ -405,7 +414,6 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let exporter = Arc::new(exporter);
     tokio::spawn(serve::serve(metrics, move |path| Arc::clone(&exporter).answer(path)));
 
-    let (events, inbox) = mpsc::channel(EVENTS);
     let config = Config {
         node_name: node_name.clone(),
         nodeport_addresses: effective.nodeport_addresses.clone(),
@@ -417,10 +425,6 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         pace: Pace { min_sync_period: effective.min_sync_period, sync_period: effective.sync_period },
     };
     let (health_checks, wanted_checks) = watch::channel(service_health::Checks::default());
-    let (notes, told) = match &source {
-        Source::Kubernetes(_) => Notes::channel(),
-        Source::Manifests(_) => (Notes::default(), mpsc::channel(1).1),
-    };
     let reconciler = Reconciler::new(config, dataplane, Arc::clone(&status)).with_outlets(Outlets {
         health_checks,
         notes: notes.clone(),
@@ -440,19 +444,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         .context("cannot start a thread")?;
 
     let sources = async {
-        let objects = async {
-            match source {
-                Source::Manifests(directory) => {
-                    manifests::run(&directory, &node_name, events.clone(), Arc::clone(&status)).await
-                }
-                Source::Kubernetes(servers) => {
-                    let (note_client, note_name) = (servers.client(), node_name.clone());
-                    tokio::spawn(async move { notes::run(note_client, &note_name, told).await });
-                    kubernetes::run(servers, &node_name, events.clone(), Arc::clone(&status)).await;
-                    Ok(())
-                }
-            }
-        };
+        let objects = async { objects.await.context("the task that follows the objects ended")? };
         tokio::try_join!(objects, addresses::run(events.clone(), &first_uplink), pod_interfaces.follow())
     };
     tokio::select! {
@@ -473,6 +465,25 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 enum Source {
     Manifests(PathBuf),
     Kubernetes(Arc<Servers>),
+}
+
+/// Sends what the objects say, and tells the API server what `told` brings.
+async fn follow(
+    source: Source,
+    node_name: String,
+    events: source::Sender,
+    status: Arc<Status>,
+    told: mpsc::Receiver<Note>,
+) -> anyhow::Result<()> {
+    match source {
+        Source::Manifests(directory) => manifests::run(&directory, &node_name, events, status).await,
+        Source::Kubernetes(servers) => {
+            let (client, name) = (servers.client(), node_name.clone());
+            tokio::spawn(async move { notes::run(client, &name, told).await });
+            kubernetes::run(servers, &node_name, events, status).await;
+            Ok(())
+        }
+    }
 }
 
 fn access(args: &Args, effective: &Effective) -> Access {
