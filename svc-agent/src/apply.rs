@@ -1,5 +1,6 @@
 //! Makes the kernel equal to what is wanted, and knows what it has when that failed half-way.
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dataplane::{ApplyError, Dataplane, Part, State};
@@ -80,7 +81,7 @@ impl<D: Dataplane> Applier<D> {
             Part::Sets(_) => {
                 for id in &touched.sets {
                     match actual.sets.get(id) {
-                        Some(set) => realised.sets.insert(*id, set.clone()),
+                        Some(set) => realised.sets.insert(*id, Arc::clone(set)),
                         None => realised.sets.remove(id),
                     };
                 }

@@ -1,6 +1,7 @@
 //! What the kernel should have, all Services together: kept up to date one Service at a time, with ids given out and
 //! claims on one address settled.
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use svc_common::Addr;
 use svc_common::map::{
@@ -82,20 +83,20 @@ struct Placed {
     ports: Vec<(u32, PortName)>,
     source_ranges: BTreeSet<SourceRangeKey>,
     frontends: Vec<(FrontendKey, Frontend)>,
-    addresses: BTreeSet<(Addr, AddressFlags)>,
+    /// Ascending and without duplicates.
+    addresses: Vec<(Addr, AddressFlags)>,
     without_local: WithoutLocal,
 }
 
 impl Desired {
     /// Nothing is wanted yet, and what the kernel has keeps its ids.
     pub fn restore(realised: &State, limits: Limits) -> Self {
-        let names = realised.services.iter().filter_map(|(id, name)| PortName::from_map(name).map(|name| (*id, name)));
         let in_limits = |id: &u32| (1..=limits.backends).contains(id);
         let known: BTreeMap<u32, Backend> =
             realised.backends.iter().filter(|(id, _)| in_limits(id)).map(|(id, backend)| (*id, *backend)).collect();
         Desired {
             limits,
-            services: Pool::restore(limits.services, names),
+            services: Pool::restore(limits.services, realised.port_names()),
             backends: Pool::restore(limits.backends, known.iter().map(|(id, backend)| (*id, backend_key(backend)))),
             state: State {
                 backends: known.into_iter().map(|(id, backend)| (id, Backend { live: 0, ..backend })).collect(),
@@ -179,7 +180,7 @@ impl Desired {
     /// The sizes of a Service's sets for policy Cluster, together.
     pub fn backend_count(&self, service: &ObjectName) -> usize {
         let sets = self.placed.get(service).into_iter().flat_map(|placed| &placed.ports);
-        sets.filter_map(|(id, _)| self.state.sets.get(&cluster_set(*id))).map(Vec::len).sum()
+        sets.map(|(id, _)| self.state.backend_set(cluster_set(*id)).len()).sum()
     }
 
     /// Puts a Service's plan in the place of its last one. Returns a warning for each part of it that cannot be had.
@@ -204,9 +205,9 @@ impl Desired {
             self.place_port(port, &mut new, &mut warnings, &mut lacks);
         }
         let external = new.frontends.iter().filter(|(_, frontend)| is_external(frontend)).map(|(key, _)| key.addr);
-        let external: BTreeSet<_> = external.map(|addr| (addr, ADDRESS_EXTERNAL)).collect();
-        new.addresses.extend(external);
-        new.addresses.extend(plan.cluster_ips.iter().map(|addr| (*addr, ADDRESS_CLUSTER_IP)));
+        let cluster_ips = plan.cluster_ips.iter().map(|addr| (*addr, ADDRESS_CLUSTER_IP));
+        let addresses: BTreeSet<_> = external.map(|addr| (addr, ADDRESS_EXTERNAL)).chain(cluster_ips).collect();
+        new.addresses = addresses.into_iter().collect();
         self.leave_out(&mut new, &mut warnings, &mut lacks);
         for lack in lacks {
             self.starved.entry(lack).or_default().insert(service.clone());
@@ -300,7 +301,7 @@ impl Desired {
                     .into(),
             );
         }
-        let slots = |targets: &[Target]| -> Vec<BackendSlot> {
+        let slots = |targets: &[Target]| -> Arc<[BackendSlot]> {
             let slots = targets.iter().filter_map(|target| {
                 let flags = if target.local { BACKEND_LOCAL } else { 0 };
                 let id = *ids.get(&(target.addr, target.port))?;
@@ -327,7 +328,7 @@ impl Desired {
         }
         self.set_set(cluster_set(id), Some(slots(&port.cluster)));
         self.set_set(local_set(id), port.local.as_deref().map(slots));
-        self.state.services.insert(id, map_name);
+        self.state.services.insert(id, Arc::new(map_name));
         self.touched.services.insert(id);
         new.ports.push((id, port.name.clone()));
         new.frontends.extend(port.frontends.iter().map(|frontend| {
@@ -433,7 +434,7 @@ impl Desired {
         self.touched.addresses.insert(addr);
     }
 
-    fn set_set(&mut self, id: u32, set: Option<Vec<BackendSlot>>) {
+    fn set_set(&mut self, id: u32, set: Option<Arc<[BackendSlot]>>) {
         match set {
             Some(set) => self.state.sets.insert(id, set),
             None => self.state.sets.remove(&id),
@@ -445,8 +446,8 @@ impl Desired {
     fn backends_of(&self, placed: &Placed) -> Vec<BackendKey> {
         let mut keys = Vec::new();
         for (id, name) in &placed.ports {
-            let slots = [cluster_set(*id), local_set(*id)].into_iter().filter_map(|set| self.state.sets.get(&set));
-            let unique: BTreeSet<(Addr, u16)> = slots.flatten().map(|slot| (slot.addr, slot.port)).collect();
+            let sets = [cluster_set(*id), local_set(*id)].map(|set| self.state.backend_set(set));
+            let unique: BTreeSet<(Addr, u16)> = sets.into_iter().flatten().map(|slot| (slot.addr, slot.port)).collect();
             keys.extend(unique.into_iter().map(|(addr, port)| (*id, addr, port, name.protocol.number())));
         }
         keys
@@ -454,8 +455,7 @@ impl Desired {
 
     /// The Service whose frontend stands in the state now.
     fn owner(&self, key: &FrontendKey) -> Option<ObjectName> {
-        let id = self.state.frontends.get(key)?.service;
-        PortName::from_map(self.state.services.get(&id)?).map(|name| name.service)
+        Some(self.state.port_name(self.state.frontends.get(key)?.service)?.service)
     }
 
     /// Gives a frontend to the first of those that claim it: a ClusterIP before any other kind, then the older Service,

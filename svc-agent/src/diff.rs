@@ -1,5 +1,6 @@
 //! What the kernel has and what it should have to the operations between them, in an order that is safe at every step.
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use svc_common::Addr;
 use svc_common::map::{CidrKey, FrontendKey, SourceRangeKey};
@@ -117,12 +118,12 @@ pub fn diff(realised: &State, wanted: &State, touched: &Touched) -> Vec<Op> {
     }
     for id in &touched.sets {
         if let Some(new) = wanted.sets.get(id).filter(|new| realised.sets.get(id) != Some(new)) {
-            ops.push(Op::PutSet(*id, new.clone()));
+            ops.push(Op::PutSet(*id, Arc::clone(new)));
         }
     }
     for id in &touched.services {
         if let Some(new) = wanted.services.get(id).filter(|new| realised.services.get(id) != Some(new)) {
-            ops.push(Op::PutService(*id, *new));
+            ops.push(Op::PutService(*id, Arc::clone(new)));
         }
     }
     let new = touched.source_ranges.iter().filter(|key| !realised.source_ranges.contains(key));

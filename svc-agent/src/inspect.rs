@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -136,7 +137,7 @@ impl Pins {
             frontends: self.entries::<FrontendKey, Frontend>(pin::FRONTENDS)?.into_iter().collect(),
             backends: self.backends()?.into_iter().collect(),
             addresses: self.entries::<Addr, AddressFlags>(pin::ADDRESSES)?.into_iter().collect(),
-            services: self.entries(pin::SERVICES)?.into_iter().collect(),
+            services: self.entries(pin::SERVICES)?.into_iter().map(|(id, name)| (id, Arc::new(name))).collect(),
             config: self.config()?,
             ..State::default()
         })
@@ -162,7 +163,10 @@ impl Pins {
             let Ok(map) = outer.lookup(set) else { continue };
             let slots = read_set(&outer, set, map).with_context(|| unreadable(pin::BACKEND_SETS))?;
             backends.extend(
-                slots.into_iter().flatten().map(|slot| SocketAddr::new(slot.addr.into(), u16::from_be(slot.port))),
+                slots
+                    .iter()
+                    .flat_map(|slots| &**slots)
+                    .map(|slot| SocketAddr::new(slot.addr.into(), u16::from_be(slot.port))),
             );
         }
         Ok(backends)
@@ -343,7 +347,7 @@ impl Pins {
         Ok(backends)
     }
 
-    fn sets(&self) -> anyhow::Result<BTreeMap<u32, Vec<BackendSlot>>> {
+    fn sets(&self) -> anyhow::Result<BTreeMap<u32, Arc<[BackendSlot]>>> {
         let outer = self.map(pin::BACKEND_SETS)?;
         let ids: Vec<(u32, u32)> = outer.entries().with_context(|| unreadable(pin::BACKEND_SETS))?;
         ids.into_iter()
@@ -400,7 +404,7 @@ fn names_in(directory: &Path) -> io::Result<Vec<String>> {
 }
 
 /// None where the set was taken away meanwhile.
-fn read_set(outer: &Map, set: u32, mut id: u32) -> io::Result<Option<Vec<BackendSlot>>> {
+fn read_set(outer: &Map, set: u32, mut id: u32) -> io::Result<Option<Arc<[BackendSlot]>>> {
     let gone = |error: &io::Error| error.raw_os_error() == Some(libc::ENOENT);
     // The agent may swap the set between its id's reading and its opening.
     for _ in 0..8 {
@@ -425,8 +429,7 @@ fn read_set(outer: &Map, set: u32, mut id: u32) -> io::Result<Option<Vec<Backend
 pub fn flow_of(cell: &Snapshot, state: &State, uplinks: &[Uplink]) -> Flow {
     let text = |addr: Addr, port: u16| address_and_port(addr, port.to_be());
     let name = frontend_at(state, cell.dst, cell.dst_port.to_be(), cell.protocol)
-        .and_then(|frontend| state.services.get(&frontend.service))
-        .and_then(PortName::from_map);
+        .and_then(|frontend| state.port_name(frontend.service));
     let source = if cell.masqueraded {
         Some(match node_source(cell.dst.is_v4(), uplinks) {
             Some(addr) => text(addr, cell.second_port),
@@ -437,7 +440,7 @@ pub fn flow_of(cell: &Snapshot, state: &State, uplinks: &[Uplink]) -> Flow {
     };
     Flow {
         service: name.as_ref().map(|name| name.service.to_string()),
-        port_name: name.map(|name| name.port.into()).filter(|port: &String| !port.is_empty()),
+        port_name: name.map(|name| name.port.to_string()).filter(|port| !port.is_empty()),
         protocol: protocol_text(cell.protocol),
         client: text(cell.src, cell.src_port),
         frontend: text(cell.dst, cell.dst_port),
@@ -521,7 +524,7 @@ mod tests {
             protocol: Protocol::Tcp,
             family: Family::V4,
         };
-        state.services.insert(7, name.to_map(80).unwrap());
+        state.services.insert(7, Arc::new(name.to_map(80).unwrap()));
         let key = FrontendKey::new(Addr::ANY_V4, 30_080u16.to_be(), TCP);
         state.frontends.insert(key, Frontend { service: 7, flags: FRONTEND_NODE_PORT, affinity_seconds: 0 });
         state.addresses.insert(addr("192.168.7.1"), ADDRESS_NODE);

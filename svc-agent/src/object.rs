@@ -2,6 +2,7 @@
 //! send and the store keeps.
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
@@ -10,13 +11,18 @@ use svc_common::map::{SCTP, TCP, UDP};
 /// A namespaced object's name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ObjectName {
-    pub namespace: Box<str>,
-    pub name: Box<str>,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
 }
 
 impl ObjectName {
     pub fn new(namespace: &str, name: &str) -> Self {
         ObjectName { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// That name in the same namespace.
+    pub fn sibling(&self, name: &Arc<str>) -> Self {
+        ObjectName { namespace: Arc::clone(&self.namespace), name: Arc::clone(name) }
     }
 }
 
@@ -143,7 +149,7 @@ pub struct Service {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServicePort {
     /// Empty where it has none.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// Host byte order.
     pub port: u16,
     pub protocol: Protocol,
@@ -159,7 +165,7 @@ pub struct Slice {
     /// of what it says.
     pub triggered: Option<SystemTime>,
     /// The name of the Service that it belongs to, in the same namespace.
-    pub service: Box<str>,
+    pub service: Arc<str>,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
     /// What could not be understood of the object, one sentence each.
@@ -178,7 +184,7 @@ impl Slice {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SlicePort {
     /// Empty where it has none.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// Host byte order.
     pub port: u16,
     pub protocol: Protocol,
@@ -187,12 +193,12 @@ pub struct SlicePort {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {
     pub address: IpAddr,
-    pub node: Option<Box<str>>,
+    pub node: Option<Arc<str>>,
     pub condition: Condition,
     /// Zones that should use this endpoint; empty where there is no hint.
-    pub zone_hints: Box<[Box<str>]>,
+    pub zone_hints: Box<[Arc<str>]>,
     /// Nodes that should use this endpoint; empty where there is no hint.
-    pub node_hints: Box<[Box<str>]>,
+    pub node_hints: Box<[Arc<str>]>,
 }
 
 /// An endpoint's three conditions (KEP-1672), as the API defines them where they are nil.
@@ -232,7 +238,7 @@ pub struct Node {
 /// A ServiceCIDR (KEP-1880).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceCidr {
-    pub name: Box<str>,
+    pub name: Arc<str>,
     pub cidrs: Vec<IpNet>,
     /// What could not be understood of the object, one sentence each.
     pub faults: Vec<Box<str>>,

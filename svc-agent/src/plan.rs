@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
@@ -22,7 +23,7 @@ use crate::topology::{self, Candidate, Here};
 pub struct PortName {
     pub service: ObjectName,
     /// Empty where it has none.
-    pub port: Box<str>,
+    pub port: Arc<str>,
     pub protocol: Protocol,
     pub family: Family,
 }
@@ -64,7 +65,7 @@ impl PortName {
     pub fn from_map(name: &ServiceName) -> Option<Self> {
         let field = |bytes: &[u8; 64]| {
             let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-            str::from_utf8(&bytes[..end]).ok().map(Box::<str>::from)
+            str::from_utf8(&bytes[..end]).ok().map(Arc::<str>::from)
         };
         Some(PortName {
             service: ObjectName { namespace: field(&name.namespace)?, name: field(&name.name)? },
@@ -176,8 +177,12 @@ pub fn plan(service: &Service, slices: &[&Slice], here: Here<'_>) -> Plan {
 
     for port in &service.ports {
         for family in Family::BOTH {
-            let name =
-                PortName { service: service.name.clone(), port: port.name.clone(), protocol: port.protocol, family };
+            let name = PortName {
+                service: service.name.clone(),
+                port: Arc::clone(&port.name),
+                protocol: port.protocol,
+                family,
+            };
             let of_family = |addr: &&Addr| addr.is_v4() == (family == Family::V4);
             let vips: Vec<Addr> = balancer_ips.iter().filter(of_family).copied().collect();
             let source_ranges = source_ranges(&service.source_ranges, family, &vips, here);

@@ -19,6 +19,7 @@ use crate::apply::{Applier, backoff};
 use crate::cidrs::{self, PodDetector};
 use crate::dataplane::{ApplyError, Dataplane, NODE, Part, State};
 use crate::desired::{Desired, Limits};
+use crate::host;
 use crate::notes::{Note, Notes};
 use crate::object::{Family, Node, ObjectName};
 use crate::plan::{NodePortAddresses, Plan, Warning, node_addresses, plan};
@@ -100,6 +101,8 @@ pub struct Reconciler<D> {
     left_out: LeftOut,
     /// A UDP backend has left, or may have while no agent ran, of which nobody was told.
     departed: bool,
+    /// A list has been read, which took far more memory than is kept of it.
+    listed: bool,
     synced: bool,
     started: SystemTime,
     /// Of changes that are not in force yet.
@@ -147,6 +150,7 @@ impl<D: Dataplane> Reconciler<D> {
             outlets: Outlets::default(),
             left_out: LeftOut::default(),
             departed: true,
+            listed: false,
             synced: false,
             started: SystemTime::now(),
             triggers: Vec::new(),
@@ -162,9 +166,15 @@ impl<D: Dataplane> Reconciler<D> {
         match &event {
             // Kube-proxy's rule: a Node that is gone is what it was last.
             Event::Node(Some(node)) => self.status.set_node_eligible(node.eligible),
-            Event::Services(list) => self.status.queued(list.len(), 0),
+            Event::Services(list) => {
+                self.listed = true;
+                self.status.queued(list.len(), 0);
+            }
             Event::PutService(_) | Event::DeleteService(_) => self.status.queued(1, 0),
-            Event::Slices(list) => self.status.queued(0, list.len()),
+            Event::Slices(list) => {
+                self.listed = true;
+                self.status.queued(0, list.len());
+            }
             Event::PutSlice(_) | Event::DeleteSlice(_) => self.status.queued(0, 1),
             _ => {}
         }
@@ -220,6 +230,9 @@ impl<D: Dataplane> Reconciler<D> {
                         took_ms = started.elapsed().as_millis(),
                         "in force: the kernel has every Service"
                     );
+                }
+                if std::mem::take(&mut self.listed) {
+                    host::give_back_memory();
                 }
             }
             Err(_) => self.status.sync_failed(),

@@ -1,5 +1,9 @@
 //! Everything the sources said, in one place, and which Services that touches.
+//!
+//! There may be tens of thousands of objects, so they stand outside the maps, whose nodes are half empty, and names that
+//! many of them have are in memory once.
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::object::{Family, Node, ObjectName, Service, ServiceCidr, Slice};
@@ -7,17 +11,18 @@ use crate::source::{Event, Interfaces, Kind};
 
 #[derive(Default, Debug)]
 pub struct Store {
-    services: BTreeMap<ObjectName, Service>,
+    services: BTreeMap<ObjectName, Box<Service>>,
     /// By slice name.
-    slices: BTreeMap<ObjectName, Slice>,
+    slices: BTreeMap<ObjectName, Box<Slice>>,
     /// A Service's name and one of its slices' (in the same namespace).
-    slices_of: BTreeSet<(ObjectName, Box<str>)>,
+    slices_of: BTreeSet<(ObjectName, Arc<str>)>,
     node: Option<Node>,
     /// By name.
-    service_cidrs: BTreeMap<Box<str>, ServiceCidr>,
+    service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     interfaces: Interfaces,
     synced: BTreeSet<Kind>,
     changes: Changes,
+    names: Names,
 }
 
 /// What must be planned again.
@@ -43,7 +48,7 @@ impl Store {
     }
 
     pub fn service(&self, name: &ObjectName) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name).map(Box::as_ref)
     }
 
     pub fn service_count(&self) -> usize {
@@ -52,9 +57,8 @@ impl Store {
 
     pub fn slices_of<'a>(&'a self, service: &ObjectName) -> impl Iterator<Item = &'a Slice> {
         let of = service.clone();
-        self.slices_of.range((service.clone(), Box::default())..).take_while(move |(name, _)| *name == of).filter_map(
-            |(name, slice)| self.slices.get(&ObjectName { namespace: name.namespace.clone(), name: slice.clone() }),
-        )
+        let names = self.slices_of.range((service.clone(), Arc::default())..).take_while(move |(name, _)| *name == of);
+        names.filter_map(|(service, slice)| self.slices.get(&service.sibling(slice)).map(Box::as_ref))
     }
 
     pub fn node(&self) -> Option<&Node> {
@@ -99,14 +103,14 @@ impl Store {
             Event::DeleteSlice(name) => self.delete_slice(&name),
             Event::Node(node) => self.put_node(node),
             Event::ServiceCidrs(list) => {
-                let cidrs = list.into_iter().map(|cidr| (cidr.name.clone(), cidr)).collect();
+                let cidrs = list.into_iter().map(|cidr| (Arc::clone(&cidr.name), cidr)).collect();
                 self.changes.service_cidrs |= self.service_cidrs != cidrs;
                 self.service_cidrs = cidrs;
                 self.synced.insert(Kind::ServiceCidr);
             }
             Event::PutServiceCidr(cidr) => {
                 self.changes.service_cidrs |= self.service_cidrs.get(&cidr.name) != Some(&cidr);
-                self.service_cidrs.insert(cidr.name.clone(), cidr);
+                self.service_cidrs.insert(Arc::clone(&cidr.name), cidr);
             }
             Event::DeleteServiceCidr(name) => self.changes.service_cidrs |= self.service_cidrs.remove(&name).is_some(),
             Event::Interfaces(interfaces) => {
@@ -119,10 +123,12 @@ impl Store {
         }
     }
 
-    fn put_service(&mut self, service: Service) {
-        if self.services.get(&service.name) != Some(&service) {
+    fn put_service(&mut self, mut service: Service) {
+        if self.service(&service.name) != Some(&service) {
+            self.names.share(&mut service.name.namespace);
+            service.ports.iter_mut().for_each(|port| self.names.share(&mut port.name));
             self.changes.services.insert(service.name.clone());
-            self.services.insert(service.name.clone(), service);
+            self.services.insert(service.name.clone(), Box::new(service));
         }
     }
 
@@ -132,22 +138,28 @@ impl Store {
         }
     }
 
-    fn put_slice(&mut self, slice: Slice) {
+    fn put_slice(&mut self, mut slice: Slice) {
         if self.slices.get(&slice.name).is_some_and(|old| old.says_the_same(&slice)) {
             return;
         }
         self.delete_slice(&slice.name);
         let family = slice.endpoints.first().map_or(Family::V4, |endpoint| Family::of(endpoint.address));
         self.changes.triggers.extend(slice.triggered.map(|time| (family, time)));
-        let service = ObjectName { namespace: slice.name.namespace.clone(), name: slice.service.clone() };
+        self.names.share(&mut slice.name.namespace);
+        slice.ports.iter_mut().for_each(|port| self.names.share(&mut port.name));
+        for endpoint in &mut slice.endpoints {
+            let hints = endpoint.zone_hints.iter_mut().chain(&mut endpoint.node_hints);
+            endpoint.node.iter_mut().chain(hints).for_each(|name| self.names.share(name));
+        }
+        let service = slice.name.sibling(&slice.service);
         self.changes.services.insert(service.clone());
-        self.slices_of.insert((service, slice.name.name.clone()));
-        self.slices.insert(slice.name.clone(), slice);
+        self.slices_of.insert((service, Arc::clone(&slice.name.name)));
+        self.slices.insert(slice.name.clone(), Box::new(slice));
     }
 
     fn delete_slice(&mut self, name: &ObjectName) {
         if let Some(slice) = self.slices.remove(name) {
-            let service = ObjectName { namespace: slice.name.namespace, name: slice.service };
+            let service = slice.name.sibling(&slice.service);
             self.slices_of.remove(&(service.clone(), slice.name.name));
             self.changes.services.insert(service);
         }
@@ -168,6 +180,29 @@ impl Store {
             self.changes.node = true;
         }
         self.synced.insert(Kind::Node);
+    }
+}
+
+/// Names that many objects have: of namespaces, ports, nodes and zones.
+#[derive(Default, Debug)]
+struct Names {
+    known: BTreeSet<Arc<str>>,
+    /// How many there were when those that nobody had any more were last thrown away.
+    kept: usize,
+}
+
+impl Names {
+    /// Puts the known name in the place of an equal one.
+    fn share(&mut self, name: &mut Arc<str>) {
+        if let Some(known) = self.known.get(name) {
+            *name = Arc::clone(known);
+            return;
+        }
+        if self.known.len() >= 2 * self.kept + 64 {
+            self.known.retain(|name| Arc::strong_count(name) > 1);
+            self.kept = self.known.len();
+        }
+        self.known.insert(Arc::clone(name));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which of a service port's endpoints traffic may go to, for each traffic policy: the rules of kube-proxy's
 //! `CategorizeEndpoints` (KEP-1669 terminating endpoints, KEP-2086 internalTrafficPolicy, KEP-2433 and KEP-3015 hints).
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::object::Condition;
 
@@ -10,8 +11,8 @@ pub struct Candidate<'a> {
     pub condition: Condition,
     /// On the agent's own node.
     pub local: bool,
-    pub zone_hints: &'a [Box<str>],
-    pub node_hints: &'a [Box<str>],
+    pub zone_hints: &'a [Arc<str>],
+    pub node_hints: &'a [Arc<str>],
 }
 
 /// Where the agent runs.
@@ -89,7 +90,7 @@ fn preference<'a>(candidates: &[Candidate<'_>], here: Here<'a>) -> Preference<'a
     }
 }
 
-fn hinted(hints: &[Box<str>], name: &str) -> bool {
+fn hinted(hints: &[Arc<str>], name: &str) -> bool {
     hints.iter().any(|hint| **hint == *name)
 }
 
@@ -151,7 +152,7 @@ mod tests {
         #[case] zone: Option<&str>,
         #[case] cluster: &[usize],
     ) {
-        let list = |text: &str| -> Vec<Box<str>> { if text.is_empty() { vec![] } else { vec![text.into()] } };
+        let list = |text: &str| -> Vec<Arc<str>> { if text.is_empty() { vec![] } else { vec![text.into()] } };
         let hints: Vec<_> = hints.iter().map(|(node, zone)| (list(node), list(zone))).collect();
         let candidates: Vec<_> = hints
             .iter()
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn hints_of_endpoints_that_are_not_ready_do_not_count() {
-        let zone: [Box<str>; 1] = ["z1".into()];
+        let zone: [Arc<str>; 1] = ["z1".into()];
         let hinted = Candidate { zone_hints: &zone, ..at(AWAY, Condition::READY) };
         let choice = choose(&[hinted, at(AWAY, TERMINATING)], Here { node: "a", zone: Some("z1"), ..Here::default() });
         assert_eq!(choice.cluster, [0]);
@@ -170,9 +171,9 @@ mod tests {
 
     #[test]
     fn hints_do_not_touch_policy_local() {
-        let zone: [Box<str>; 1] = ["z1".into()];
+        let zone: [Arc<str>; 1] = ["z1".into()];
         let there = Candidate { zone_hints: &zone, ..at(AWAY, Condition::READY) };
-        let other: [Box<str>; 1] = ["z2".into()];
+        let other: [Arc<str>; 1] = ["z2".into()];
         let here = Candidate { zone_hints: &other, ..at(HERE, Condition::READY) };
         let choice = choose(&[there, here], Here { node: "a", zone: Some("z1"), ..Here::default() });
         assert_eq!(choice, Choice { cluster: vec![0], local: vec![1] });

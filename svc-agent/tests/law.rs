@@ -230,7 +230,7 @@ fn assert_whole(state: &State, when: &str) {
     }
     for (id, set) in &state.sets {
         assert!(set.is_sorted_by(|one, other| one.id < other.id), "{when}: set {id} is not in the order of its ids");
-        for slot in set {
+        for slot in &**set {
             let backend = state.backends.get(&slot.id).unwrap_or_else(|| panic!("{when}: set {id} has {slot:?}"));
             assert_eq!((backend.addr, backend.port, backend.live), (slot.addr, slot.port, 1), "{when}: set {id}");
         }
@@ -478,7 +478,7 @@ proptest! {
         }));
         reconciler.take(Event::PutService(service));
         settle(&mut reconciler);
-        let sets: Vec<usize> = reconciler.dataplane().state.sets.values().map(Vec::len).collect();
+        let sets: Vec<usize> = reconciler.dataplane().state.sets.values().map(|set| set.len()).collect();
         prop_assert_eq!(sets, [backends as usize]);
     }
 
@@ -494,7 +494,7 @@ proptest! {
         };
         let old = history.iter().flatten().flat_map(listed).filter(|old| old.name == slice.name);
         let old: Vec<_> = old.map(|old| old.service).collect();
-        let service = slice.service.clone();
+        let service = Arc::clone(&slice.service);
         reconciler.take(Event::PutSlice(slice));
         settle(&mut reconciler);
         let kernel = reconciler.dataplane();

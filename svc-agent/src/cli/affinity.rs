@@ -11,7 +11,6 @@ use crate::dataplane::State;
 use crate::dataplane::dump::address_and_port;
 use crate::host;
 use crate::inspect::Pins;
-use crate::plan::PortName;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -77,7 +76,7 @@ pub fn rows(state: &State, entries: &[(AffinityKey, Affinity)], now: u32) -> Vec
         *timeout = frontend.affinity_seconds.max(*timeout);
     }
     let row = |(key, last): &(AffinityKey, Affinity)| {
-        let name = PortName::from_map(state.services.get(&key.service)?)?;
+        let name = state.port_name(key.service)?;
         let backend = state.backends.get(&last.backend);
         let age_seconds = now.wrapping_sub(last.last);
         let timeout_seconds = timeouts.get(&key.service).copied().unwrap_or(0);

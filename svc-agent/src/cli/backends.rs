@@ -67,9 +67,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let state = Pins::open(&args.inspect.bpffs)?.state()?;
     let mut rows = rows(&state);
     if let Some(selector) = &args.service {
-        let mut names = state.services.values().filter_map(PortName::from_map);
         ensure!(
-            names.any(|name| selector.matches(&name.service.namespace, &name.service.name)),
+            state.port_names().any(|(_, name)| selector.matches(&name.service.namespace, &name.service.name)),
             "no such Service is served here: `svc-agent services` lists those that are"
         );
         rows.retain(|row| selector.matches(&row.namespace, &row.service));
@@ -91,8 +90,7 @@ pub fn rows(state: &State) -> Vec<BackendRow> {
 
 /// A Local policy may have backends that no other client gets: terminating ones that still serve.
 fn slots(state: &State, service: u32) -> Vec<BackendSlot> {
-    let sets = [cluster_set(service), local_set(service)].into_iter().filter_map(|set| state.sets.get(&set));
-    let mut slots: Vec<BackendSlot> = sets.flatten().copied().collect();
+    let mut slots = [cluster_set(service), local_set(service)].map(|set| state.backend_set(set)).concat();
     slots.sort_by_key(|slot| (IpAddr::from(slot.addr), u16::from_be(slot.port)));
     slots.dedup_by_key(|slot| slot.id);
     slots

@@ -1,5 +1,6 @@
 //! A small state for the subcommands' tests.
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use svc_common::Addr;
 use svc_common::map::{
@@ -21,21 +22,25 @@ pub(crate) fn state() -> State {
             protocol: Protocol::Tcp,
             family,
         };
-        state.services.insert(service, name.to_map(80).unwrap());
+        state.services.insert(service, Arc::new(name.to_map(80).unwrap()));
         let frontend = |flags| Frontend { service, flags, affinity_seconds: 0 };
         let key = FrontendKey::new(addr(cluster_ip), 80u16.to_be(), TCP);
         state.frontends.insert(key, frontend(FRONTEND_CLUSTER_IP));
         let node_port = FrontendKey::new(addr(cluster_ip).any(), 30_080u16.to_be(), TCP);
         state.frontends.insert(node_port, frontend(FRONTEND_NODE_PORT | FRONTEND_EXTERNAL_LOCAL));
-        state.sets.insert(cluster_set(service), vec![]);
-        state.sets.insert(local_set(service), vec![]);
+        state.sets.insert(cluster_set(service), Arc::default());
+        state.sets.insert(local_set(service), Arc::default());
     }
     for (id, text, flags) in [(5, "10.1.0.2", 0), (9, "10.1.0.1", BACKEND_LOCAL)] {
         let (addr, port) = (addr(text), 8080u16.to_be());
         let slot = BackendSlot { addr, port, flags, id };
-        state.sets.get_mut(&cluster_set(1)).unwrap().push(slot);
+        let mut add = |set: u32| {
+            let slots = state.backend_set(set).iter().copied().chain([slot]).collect();
+            state.sets.insert(set, slots);
+        };
+        add(cluster_set(1));
         if flags & BACKEND_LOCAL != 0 {
-            state.sets.get_mut(&local_set(1)).unwrap().push(slot);
+            add(local_set(1));
         }
         state.backends.insert(id, Backend { addr, port, protocol: TCP, live: 1, service: 1 });
     }

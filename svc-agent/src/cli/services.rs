@@ -89,7 +89,7 @@ pub fn rows(state: &State) -> Vec<ServiceRow> {
 }
 
 fn row(state: &State, name: &PortName, port: u16, key: &FrontendKey, frontend: &Frontend) -> ServiceRow {
-    let count = |set: u32| state.sets.get(&set).map_or(0, Vec::len);
+    let count = |set: u32| state.backend_set(set).len();
     let has_local = frontend.flags & (FRONTEND_INTERNAL_LOCAL | FRONTEND_EXTERNAL_LOCAL) != 0;
     let address = if frontend.flags & FRONTEND_KIND == FRONTEND_NODE_PORT {
         format!("*:{}/{}", u16::from_be(key.port), name.protocol)

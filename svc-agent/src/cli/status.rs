@@ -15,7 +15,6 @@ use crate::inspect::agent;
 use crate::inspect::details::{Details, Program, degraded};
 use crate::inspect::{FlowTable, Hook, Pins, Size};
 use crate::kube_proxy_config::{HEALTHZ_PORT, METRICS_PORT};
-use crate::plan::PortName;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -153,8 +152,7 @@ impl<'a> Report<'a> {
         maps: Vec<Size>,
         counters: &[(Reason, Counter)],
     ) -> Self {
-        let names: BTreeSet<_> =
-            state.services.values().filter_map(PortName::from_map).map(|name| name.service).collect();
+        let names: BTreeSet<_> = state.port_names().map(|(_, name)| name.service).collect();
         let counts = counters.iter().filter(|(_, counter)| counter.packets > 0).map(|(reason, counter)| Count {
             reason: reason.label(),
             packets: counter.packets,

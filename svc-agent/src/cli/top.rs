@@ -11,7 +11,6 @@ use svc_common::map::{Traffic, cluster_set};
 use crate::dataplane::State;
 use crate::go_duration;
 use crate::inspect::{self, Pins};
-use crate::plan::PortName;
 use crate::top::model::{Input, Model, Sort};
 use crate::top::rates::{Carried, Counts, Rates, Sample};
 use crate::top::view;
@@ -82,16 +81,15 @@ impl Eye {
         }
         let connections: BTreeMap<u32, u64> = self.pins.connections()?.into_iter().collect();
         let mut services: BTreeMap<String, Counts> = BTreeMap::new();
-        for (id, name) in &self.state.services {
-            let Some(name) = PortName::from_map(name) else { continue };
+        for (id, name) in self.state.port_names() {
             let counts = services.entry(name.service.to_string()).or_default();
-            counts.backends += self.state.sets.get(&cluster_set(*id)).map_or(0, Vec::len);
-            counts.connections += connections.get(id).copied().unwrap_or(0);
+            counts.backends += self.state.backend_set(cluster_set(id)).len();
+            counts.connections += connections.get(&id).copied().unwrap_or(0);
         }
         let carried = self.pins.traffic()?.map(|traffic| {
             let of = |(id, traffic): (u32, Traffic)| {
                 let backend = self.state.backends.get(&id)?;
-                let service = PortName::from_map(self.state.services.get(&backend.service)?)?.service.to_string();
+                let service = self.state.port_name(backend.service)?.service.to_string();
                 let bytes = traffic.to_backend + traffic.from_backend;
                 Some((id, Carried { service, backend: inspect::backend_text(backend), bytes }))
             };

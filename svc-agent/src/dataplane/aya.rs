@@ -167,12 +167,8 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
     let interfaces = Interfaces::new(&mut ebpf, &settings.bpffs, settings.tc)?;
     let sockets = SocketHooks { cgroup, wanted };
     let programs = Programs::attach(ebpf, interfaces, settings.uplinks.clone(), settings.xdp, sockets)?;
-    // Loading took far more memory than is needed from here on; glibc's heap does not shrink by itself.
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a number.
-    unsafe {
-        libc::malloc_trim(0)
-    };
+    // Loading took far more memory than is needed from here on.
+    host::give_back_memory();
     Ok((aya, programs))
 }
 
@@ -264,7 +260,7 @@ impl Aya {
     ///
     /// # Errors
     /// Where CAP_SYS_ADMIN is missing, without which the kernel opens no map by its id.
-    fn read_set(&self, map: u32) -> io::Result<Option<Vec<BackendSlot>>> {
+    fn read_set(&self, map: u32) -> io::Result<Option<Arc<[BackendSlot]>>> {
         const SLOTS: usize = 64;
         let inner = match sys::map_by_id(map) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
@@ -277,7 +273,7 @@ impl Aya {
         }))
     }
 
-    fn read_sets(&self, ids: &[u32]) -> io::Result<BTreeMap<u32, Vec<BackendSlot>>> {
+    fn read_sets(&self, ids: &[u32]) -> io::Result<BTreeMap<u32, Arc<[BackendSlot]>>> {
         let mut sets = BTreeMap::new();
         for id in ids {
             match sys::lookup(self.sets.as_fd(), id) {
@@ -290,7 +286,7 @@ impl Aya {
     }
 
     /// Those that can be read: the others are written anew.
-    fn read_all_sets(&self) -> io::Result<BTreeMap<u32, Vec<BackendSlot>>> {
+    fn read_all_sets(&self) -> io::Result<BTreeMap<u32, Arc<[BackendSlot]>>> {
         let maps = sys::batch_entries::<u32, u32>(self.sets.as_fd(), BATCH, |_| true)?;
         Ok(maps.into_iter().filter_map(|(id, map)| Some((id, self.read_set(map).ok()??))).collect())
     }
@@ -307,7 +303,10 @@ impl Aya {
                 state.backends.retain(|_, backend| is_used(backend));
             }
             Part::Addresses => state.addresses = hash(&self.addresses)?,
-            Part::Services => state.services = hash(&self.services)?,
+            Part::Services => {
+                let names = sys::batch_entries(self.services.as_fd(), BATCH, |_| true)?;
+                state.services = names.into_iter().map(|(id, name)| (id, Arc::new(name))).collect();
+            }
             Part::SourceRanges => {
                 let ranges = sys::entries::<SourceRangeKey, u32>(self.source_ranges.as_fd())?;
                 state.source_ranges = ranges.into_iter().map(|(key, _)| key).collect();
@@ -319,7 +318,7 @@ impl Aya {
         Ok(())
     }
 
-    fn put_sets(&self, sets: &[(u32, Vec<BackendSlot>)]) -> Result<(), Failure> {
+    fn put_sets(&self, sets: &[(u32, Arc<[BackendSlot]>)]) -> Result<(), Failure> {
         // Each set is a file descriptor until it stands in the outer map, and those are limited.
         for (number, chunk) in sets.chunks(SETS_AT_ONCE).enumerate() {
             self.put_sets_at_once(chunk).map_err(|(done, what, error)| (number * SETS_AT_ONCE + done, what, error))?;
@@ -327,7 +326,7 @@ impl Aya {
         Ok(())
     }
 
-    fn put_sets_at_once(&self, sets: &[(u32, Vec<BackendSlot>)]) -> Result<(), Failure> {
+    fn put_sets_at_once(&self, sets: &[(u32, Arc<[BackendSlot]>)]) -> Result<(), Failure> {
         let mut inner = Vec::with_capacity(sets.len());
         for (id, backends) in sets {
             let slots: Vec<_> =
@@ -439,7 +438,8 @@ impl Dataplane for Aya {
                 }
                 Op::PutSet(..) => self.put_sets(&pairs!(run, Op::PutSet)),
                 Op::PutService(..) => {
-                    let (keys, values): (Vec<_>, Vec<_>) = pairs!(run, Op::PutService).into_iter().unzip();
+                    let (keys, values): (Vec<_>, Vec<_>) =
+                        pairs!(run, Op::PutService).into_iter().map(|(id, name)| (id, *name)).unzip();
                     // What was counted under an id is not this Service's. Its frontends come later.
                     put(&self.connections, pin::CONNECTIONS, &keys, &vec![0u64; keys.len()])
                         .and_then(|()| put(&self.services, pin::SERVICES, &keys, &values))

@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use svc_common::Addr;
 use svc_common::map::{
@@ -24,7 +25,7 @@ pub fn dump(state: &State) -> String {
         .frontends
         .iter()
         .map(|(key, frontend)| {
-            let name = state.services.get(&frontend.service).and_then(PortName::from_map);
+            let name = state.port_name(frontend.service);
             (name, frontend.flags & FRONTEND_KIND, *key, line(state, key, frontend))
         })
         .collect();
@@ -108,8 +109,8 @@ pub fn range_text(addr: Addr, len: u32) -> String {
     format!("{addr}/{}", if addr.is_v4() && len >= 96 { len - 96 } else { len })
 }
 
-fn set_text(set: Option<&Vec<BackendSlot>>) -> String {
-    match set.map(Vec::as_slice) {
+fn set_text(set: Option<&Arc<[BackendSlot]>>) -> String {
+    match set.map(|set| &**set) {
         None => "(no set)".to_owned(),
         Some([]) => "(none)".to_owned(),
         Some(slots) => {

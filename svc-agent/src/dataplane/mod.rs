@@ -7,6 +7,7 @@ pub mod fake;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use svc_common::flow::Timeouts;
 use svc_common::map::{
@@ -15,17 +16,19 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason};
 
-/// What is in the kernel, or should be.
+use crate::plan::PortName;
+
+/// What is in the kernel, or should be. Two states that agree, as these do most of the time, share what is large.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// By set id ([`svc_common::map::cluster_set`], [`svc_common::map::local_set`]); without the header slot.
-    pub sets: BTreeMap<u32, Vec<BackendSlot>>,
+    pub sets: BTreeMap<u32, Arc<[BackendSlot]>>,
     /// By backend id.
     pub backends: BTreeMap<u32, Backend>,
     pub addresses: BTreeMap<Addr, AddressFlags>,
     /// By service id.
-    pub services: BTreeMap<u32, ServiceName>,
+    pub services: BTreeMap<u32, Arc<ServiceName>>,
     pub source_ranges: BTreeSet<SourceRangeKey>,
     pub cidrs: BTreeMap<CidrKey, CidrFlags>,
     pub config: Config,
@@ -92,12 +95,27 @@ impl Part {
 }
 
 impl State {
+    /// The backends of a set; none where there is no such set.
+    pub fn backend_set(&self, id: u32) -> &[BackendSlot] {
+        self.sets.get(&id).map_or(&[], |set| set)
+    }
+
+    /// What a service id stands for.
+    pub fn port_name(&self, service: u32) -> Option<PortName> {
+        PortName::from_map(self.services.get(&service)?)
+    }
+
+    /// What all service ids stand for.
+    pub fn port_names(&self) -> impl Iterator<Item = (u32, PortName)> {
+        self.services.iter().filter_map(|(id, name)| Some((*id, PortName::from_map(name)?)))
+    }
+
     /// What the kernel's maps hold after the operation.
     pub fn carry_out(&mut self, op: &Op) {
         match op {
             Op::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
-            Op::PutSet(id, set) => drop(self.sets.insert(*id, set.clone())),
-            Op::PutService(id, name) => drop(self.services.insert(*id, *name)),
+            Op::PutSet(id, set) => drop(self.sets.insert(*id, Arc::clone(set))),
+            Op::PutService(id, name) => drop(self.services.insert(*id, Arc::clone(name))),
             Op::PutSourceRange(key) => drop(self.source_ranges.insert(*key)),
             Op::PutCidr(key, flags) => drop(self.cidrs.insert(*key, *flags)),
             Op::PutConfig(config) => self.config = *config,
@@ -120,8 +138,8 @@ impl State {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     PutBackend(u32, Backend),
-    PutSet(u32, Vec<BackendSlot>),
-    PutService(u32, ServiceName),
+    PutSet(u32, Arc<[BackendSlot]>),
+    PutService(u32, Arc<ServiceName>),
     PutSourceRange(SourceRangeKey),
     PutCidr(CidrKey, CidrFlags),
     PutConfig(Config),

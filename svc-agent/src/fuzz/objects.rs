@@ -14,7 +14,7 @@ use crate::dataplane::dump::{dump, key_text};
 use crate::dataplane::fake::Fake;
 use crate::desired::Limits;
 use crate::object::ObjectName;
-use crate::plan::{NodePortAddresses, PortName};
+use crate::plan::NodePortAddresses;
 use crate::reconcile::{Config, Pace, Reconciler};
 use crate::source::manifests::{Fault, Objects, parse};
 use crate::source::{Event, Interfaces};
@@ -165,15 +165,16 @@ fn with_witness(mut objects: Objects) -> Objects {
 
 /// Each of the witness's addresses with all that its clients get there.
 fn witness(state: &State) -> BTreeSet<String> {
-    let is_its = |id: &u32| {
-        let name = state.services.get(id).and_then(PortName::from_map);
-        name.is_some_and(|name| name.service == ObjectName::new("other", "witness"))
-    };
+    let is_its =
+        |id: &u32| state.port_name(*id).is_some_and(|name| name.service == ObjectName::new("other", "witness"));
     let mut rows = BTreeSet::new();
     for (key, frontend) in state.frontends.iter().filter(|(_, frontend)| is_its(&frontend.service)) {
         let sets = [cluster_set(frontend.service), local_set(frontend.service)].map(|set| {
-            let slots = state.sets.get(&set).into_iter().flatten();
-            slots.map(|slot| format!("{}:{}", slot.addr, u16::from_be(slot.port))).collect::<BTreeSet<_>>()
+            state
+                .backend_set(set)
+                .iter()
+                .map(|slot| format!("{}:{}", slot.addr, u16::from_be(slot.port)))
+                .collect::<BTreeSet<_>>()
         });
         rows.insert(format!("{} {:x} {} {sets:?}", key_text(key), frontend.flags, frontend.affinity_seconds));
     }

@@ -102,7 +102,7 @@ impl Names {
 
     /// The Service that an event is about, and whether its port is the one that was asked for.
     fn of(&self, event: &Event) -> Option<(PortName, bool)> {
-        let name = |id: u32| self.state.services.get(&id).and_then(PortName::from_map);
+        let name = |id: u32| self.state.port_name(id);
         if event.backend != NO_BACKEND
             && let Some(backend) = self.state.backends.get(&event.backend)
         {
@@ -144,7 +144,7 @@ impl Line {
             service: named.as_ref().map(|(name, _)| name.service.to_string()),
             port_name: named
                 .filter(|(name, is_its)| *is_its && !name.port.is_empty())
-                .map(|(name, _)| name.port.into()),
+                .map(|(name, _)| name.port.to_string()),
             protocol: Protocol::from_number(event.protocol)
                 .map_or_else(|| event.protocol.to_string(), |p| p.to_string()),
             client: (!socket).then(|| address_and_port(event.src, event.src_port)),

@@ -2,6 +2,7 @@
 //! rest of it counts.
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
@@ -124,8 +125,9 @@ pub fn service(object: &core::Service) -> Service {
         None => 0,
     };
 
-    let mut ports = Vec::new();
-    for port in spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default() {
+    let listed = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let mut ports = Vec::with_capacity(listed.len());
+    for port in listed {
         let name = port.name.as_deref().unwrap_or_default();
         let Some(number) = port_number(port.port) else {
             faults.push(format!("port {name:?}: {} is no port number", port.port).into());
@@ -168,7 +170,7 @@ pub fn service(object: &core::Service) -> Service {
 pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
     let service = object.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty())?;
     let mut faults = Vec::new();
-    let mut endpoints = Vec::new();
+    let mut endpoints = Vec::with_capacity(object.endpoints.as_ref().map_or(0, Vec::len));
     let family = match object.address_type.as_str() {
         "IPv4" => Some(Family::V4),
         "IPv6" => Some(Family::V6),
@@ -203,8 +205,9 @@ pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
             node_hints: nodes.iter().map(|node| node.name.as_str().into()).collect(),
         });
     }
-    let mut ports = Vec::new();
-    for port in object.ports.as_deref().unwrap_or_default() {
+    let listed = object.ports.as_deref().unwrap_or_default();
+    let mut ports = Vec::with_capacity(listed.len());
+    for port in listed {
         let name = port.name.as_deref().unwrap_or_default();
         match slice_port(name, port.port, port.protocol.as_deref()) {
             Ok(port) => ports.push(port),
@@ -252,7 +255,7 @@ pub fn endpoints(object: &core::Endpoints) -> Vec<Slice> {
             }
         }
         let name = ObjectName::new(&owner.namespace, &format!("{} (Endpoints, subset {})", owner.name, index + 1));
-        slices.push(Slice { name, triggered: None, service: owner.name.clone(), ports, endpoints, faults });
+        slices.push(Slice { name, triggered: None, service: Arc::clone(&owner.name), ports, endpoints, faults });
     }
     slices
 }

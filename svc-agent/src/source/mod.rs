@@ -7,6 +7,7 @@ pub mod servers;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use svc_common::map::Uplink;
 use tokio::sync::mpsc;
@@ -52,7 +53,7 @@ pub enum Event {
     ServiceCidrs(Vec<ServiceCidr>),
     PutServiceCidr(ServiceCidr),
     /// By name.
-    DeleteServiceCidr(Box<str>),
+    DeleteServiceCidr(Arc<str>),
     Interfaces(Interfaces),
 }
 

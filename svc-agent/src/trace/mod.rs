@@ -142,10 +142,10 @@ fn frontend(known: &Known<'_>, protocol: Protocol, destination: SocketAddr, from
 }
 
 fn served(state: &State, known: &Known<'_>, frontend: &Frontend, source: IpAddr, from: From) -> Served {
-    let name = state.services.get(&frontend.service).and_then(PortName::from_map);
+    let name = state.port_name(frontend.service);
     let local = service::is_local(frontend, if from == From::Network { Scope::External } else { Scope::Internal });
     let set = if local { local_set(frontend.service) } else { cluster_set(frontend.service) };
-    let slots = state.sets.get(&set).map_or(&[][..], Vec::as_slice);
+    let slots = state.backend_set(set);
     let key = svc_common::map::AffinityKey { service: frontend.service, pad: 0, client: source.into() };
     let last = known.affinity(&key).filter(|last| {
         frontend.affinity_seconds > 0 && known.seconds().wrapping_sub(last.last) <= frontend.affinity_seconds
@@ -231,7 +231,7 @@ fn fate(state: &State, before: Ends, outcome: &Outcome) -> Fate {
     let after = packet::ends(&outcome.frame).filter(|after| translated && *after != before);
     let to = after.filter(|_| reason == Reason::FlowHit).map(|after| after.destination);
     let is_local = |to: SocketAddr| {
-        let mut slots = state.sets.values().flatten();
+        let mut slots = state.sets.values().flat_map(|set| &**set);
         slots.any(|slot| {
             slot.addr == to.ip().into() && u16::from_be(slot.port) == to.port() && slot.flags & BACKEND_LOCAL != 0
         })

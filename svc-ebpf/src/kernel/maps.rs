@@ -1,5 +1,5 @@
 //! Every map, and the engine's tables made of them. Sizes are defaults: the agent sets them when it loads the programs.
-use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE};
+use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::lpm_trie::Key as LpmKey;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
@@ -11,7 +11,7 @@ use svc_common::map::{
 };
 use svc_common::select::take_turn;
 use svc_common::{Addr, Reason, flow};
-use svc_ebpf::open::SourcePort;
+use svc_ebpf::open::{Opened, SourcePort, Trial};
 use svc_ebpf::parse::Headers;
 use svc_ebpf::socket::Request;
 use svc_ebpf::tables::{BackendSet, Sockets, Tables};
@@ -24,17 +24,20 @@ use super::{global, monitor, ticks};
 /// unknown, and the latter is what the agent puts into `BACKEND_SETS`.
 type Slots = Array<[u32; size_of::<BackendSlot>() / 4], 1, { BPF_F_INNER_MAP as usize }>;
 
+/// What only the agent writes takes memory as it is needed, in this map and in others.
+const AS_NEEDED: usize = BPF_F_NO_PREALLOC as usize;
+
 #[btf_map]
-static FRONTENDS: HashMap<FrontendKey, Frontend, 65536> = HashMap::new();
+static FRONTENDS: HashMap<FrontendKey, Frontend, 65536, AS_NEEDED> = HashMap::new();
 #[btf_map]
 static BACKEND_SETS: ArrayOfMaps<Slots, 131072> = ArrayOfMaps::new();
 #[btf_map]
 pub(super) static BACKENDS: Array<Backend, 262144> = Array::new();
 #[btf_map]
-static ADDRESSES: HashMap<Addr, AddressFlags, 65536> = HashMap::new();
+static ADDRESSES: HashMap<Addr, AddressFlags, 65536, AS_NEEDED> = HashMap::new();
 /// Only inspection and a restarted agent read it.
 #[btf_map]
-static SERVICES: HashMap<u32, ServiceName, 65536> = HashMap::new();
+static SERVICES: HashMap<u32, ServiceName, 65536, AS_NEEDED> = HashMap::new();
 #[btf_map]
 static UPLINKS: HashMap<u32, Uplink, 256> = HashMap::new();
 #[btf_map]
@@ -343,8 +346,25 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn source_port(&self, headers: &Headers, backend: &BackendSlot) -> SourcePort {
-        global::source_port(headers, backend)
+    fn source_port(&self, headers: &Headers, backend: &BackendSlot, hit: &mut flow::Hit) -> SourcePort {
+        global::source_port(headers, backend, hit)
+    }
+
+    #[inline(always)]
+    fn open_by(
+        &self,
+        headers: &Headers,
+        key: &flow::Key,
+        backend: &BackendSlot,
+        hit: &mut flow::Hit,
+        source: SourcePort,
+    ) -> Opened {
+        global::open_by(headers, key, backend, hit, source)
+    }
+
+    #[inline(always)]
+    fn try_port(&self, headers: &Headers, backend: &BackendSlot, attempt: u32, half_open: bool) -> Trial {
+        global::try_port(headers, backend, attempt, half_open)
     }
 }
 

@@ -56,7 +56,7 @@ impl World {
         let mut lab = Lab::new()?;
         let mut source = Source::control_plane(&mut lab)?;
         source.publish(&lab, &Manifests::hostnames()?)?;
-        let objects: Vec<Value> = (0..services).flat_map(others).collect();
+        let objects: Vec<Value> = (0..services).flat_map(|number| others(number, 4)).collect();
         source.api_server()?.create(&lab, &objects)?;
         let start = |node| Agent::start(&lab, node, &source, &[]).map(Some);
         let agents = NODES.iter().map(start).collect::<Result<_>>()?;

@@ -25,7 +25,6 @@ use crate::figure::Figure;
 /// The Service that is changed. Its backend is one of two pods, one on each node.
 const CANARY: &str = "canary";
 const CANARY_IP: &str = "10.96.0.200";
-const ENDPOINTS: u32 = 4;
 /// Requests a second that look for the change.
 const LOOKS: u32 = 2000;
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -57,37 +56,52 @@ struct World {
     lab: Lab,
 }
 
-pub(crate) fn rows(effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
-    let sizes: &[u32] = if effort.quick { &[1_000] } else { &[1_000, 10_000] };
-    for services in sizes {
-        size(*services, effort, show)?;
-    }
-    Ok(())
+/// How much there is.
+struct Size {
+    services: u32,
+    /// Of each.
+    endpoints: u32,
+    /// How often one endpoint is changed, with svc and with kube-proxy.
+    changes: [u32; 2],
 }
 
-fn size(services: u32, effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
+const QUICK: &[Size] = &[Size { services: 1_000, endpoints: 4, changes: [50, 10] }];
+/// In the last, kube-proxy takes minutes for a few changes.
+const WHOLE: &[Size] = &[
+    Size { services: 1_000, endpoints: 4, changes: [200, 15] },
+    Size { services: 10_000, endpoints: 10, changes: [200, 15] },
+    Size { services: 30_000, endpoints: 4, changes: [100, 3] },
+];
+
+pub(crate) fn rows(effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
+    let sizes = if effort.quick { QUICK } else { WHOLE };
+    sizes.iter().try_for_each(|size| measure(size, show))
+}
+
+fn measure(size: &Size, show: &mut dyn FnMut(Figure)) -> Result<()> {
+    let Size { services, endpoints, changes } = *size;
     let mut lab = Lab::new()?;
     let mut source = Source::control_plane(&mut lab)?;
     publish_nodes(&mut source, &lab)?;
     let world = World { source, lab };
-    println!("  {services} Services of {ENDPOINTS} endpoints ...");
+    println!("  {services} Services of {endpoints} endpoints ...");
     let control_plane = world.source.api_server()?;
-    let objects: Vec<Value> = (0..services).flat_map(others).collect();
+    let objects: Vec<Value> = (0..services).flat_map(|number| others(number, endpoints)).collect();
     control_plane.create(&world.lab, &objects)?;
     control_plane.create(&world.lab, &canary(&BACKENDS[0]))?;
 
-    let case = |what: &str| format!("{what}, {services} Services of {ENDPOINTS} endpoints");
+    let case = |what: &str| format!("{what}, {services} Services of {endpoints} endpoints");
     let figure = |row: &str, what: &str, unit: &str| Figure::new(row, case(what), unit).ratio(SVC, KUBE_PROXY);
     let mut start = figure("P10", "start to the last Service answering, nothing being there", "s");
     let mut restart = figure("P10", "restart to all being in force, the kernel's tables being there", "s");
     let mut change = figure("P9", "one endpoint change, from the API write to the new backend answering", "ms");
     let mut cost = figure("P9", "CPU time of one endpoint change, both nodes together", "ms");
     let mut resident = figure("P11", "resident memory of one node's process", "MiB");
-    let mut maps = figure("P11", "the kernel's tables of one node", "MiB");
-    for (name, changes) in
-        [(SVC, if effort.quick { 50 } else { 200 }), (KUBE_PROXY, if effort.quick { 10 } else { 15 })]
-    {
+    let mut kernel = figure("P11", "the kernel's memory for one node", "MiB");
+    let mut both = figure("P11", "resident memory of one node's process and the kernel's for it", "MiB");
+    for (name, changes) in [SVC, KUBE_PROXY].into_iter().zip(changes) {
         let load = world.look()?;
+        let without = kernel_bytes()?;
         let (proxies, seconds) = world.timed_start(name, &load)?;
         start.add(name, seconds);
         let before = proxies.cpu_ns()?;
@@ -96,10 +110,13 @@ fn size(services: u32, effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<(
         }
         let spent = proxies.cpu_ns()?.saturating_sub(before);
         cost.add(name, spent as f64 / 1e6 / f64::from(changes));
-        resident.add(name, proxies.processes()[0].resident_kib()? as f64 / 1024.0);
-        if name == SVC {
-            maps.add(name, map_bytes(&world.lab)? as f64 / 1024.0 / 1024.0);
-        }
+        let (process, tables) =
+            (proxies.processes()[0].resident_kib()? * 1024, kernel_bytes()?.saturating_sub(without));
+        let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let tables = tables / NODES.len() as u64;
+        resident.add(name, mebibytes(process));
+        kernel.add(name, mebibytes(tables));
+        both.add(name, mebibytes(process + tables));
         drop(proxies);
         let begin = Instant::now();
         let proxies = world.start(name)?;
@@ -109,7 +126,7 @@ fn size(services: u32, effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<(
             world.cleanup()?;
         }
     }
-    for figure in [start, restart, change, cost, resident, maps] {
+    for figure in [start, restart, change, cost, resident, kernel, both] {
         show(figure);
     }
     Ok(())
@@ -152,13 +169,14 @@ impl World {
         })
     }
 
-    /// And the seconds until the canary answers.
+    /// And the seconds until that, and the canary answers.
     fn timed_start(&self, name: &str, load: &Load) -> Result<(Proxies, f64)> {
         load.take();
         let begin = monotonic_us();
         let proxies = self.start(name)?;
+        let started = monotonic_us();
         let answered = wait_for(load, begin, |_| true)?;
-        Ok((proxies, (answered - begin) as f64 / 1e6))
+        Ok((proxies, (answered.max(started) - begin) as f64 / 1e6))
     }
 
     /// The milliseconds that each took.
@@ -210,10 +228,10 @@ fn wait_for(load: &Load, begin: u64, wanted: impl Fn(&Outcome) -> bool) -> Resul
 }
 
 /// A Service without pods behind its endpoints, and its slice.
-pub(crate) fn others(number: u32) -> [Value; 2] {
+pub(crate) fn others(number: u32, endpoints: u32) -> [Value; 2] {
     let address = format!("10.96.{}.{}", 16 + number / 250, 1 + number % 250);
-    let endpoints = (0..ENDPOINTS).map(|offset| {
-        let index = number * ENDPOINTS + offset;
+    let endpoints = (0..endpoints).map(|offset| {
+        let index = number * endpoints + offset;
         let address = format!("10.{}.{}.{}", 16 + index / 62_500, index / 250 % 250, 1 + index % 250);
         endpoint(&address, &NODES[index as usize % NODES.len()])
     });
@@ -232,15 +250,14 @@ fn service(name: &str, address: &str, endpoints: &[Value]) -> [Value; 2] {
     })
 }
 
-/// What the kernel says that the first node's maps take.
-fn map_bytes(lab: &Lab) -> Result<u64> {
-    let mut total = 0;
-    let directory = lab.bpffs(NODES[0].name).join("maps");
-    for entry in fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))? {
-        let map = svc_agent::sys::open_pin(&entry?.path())?;
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&map)))?;
-        let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-        total += bytes.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
-    }
-    Ok(total)
+/// What the kernel holds for itself: maps, rules, sets.
+fn kernel_bytes() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let kibibytes = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+        number.with_context(|| format!("no {name} in /proc/meminfo"))
+    };
+    let parts = ["SUnreclaim", "VmallocUsed", "Percpu"].into_iter().map(kibibytes);
+    Ok(parts.sum::<Result<u64>>()? * 1024)
 }
