@@ -66,8 +66,11 @@ impl<D: Dataplane> Applier<D> {
     pub fn repair(&mut self, part: &Part, wanted: &State) -> Result<usize, ApplyError> {
         let Some(realised) = &mut self.realised else { return Ok(0) };
         let actual = match self.dataplane.read_part(part) {
-            // An agent without CAP_SYS_ADMIN may write sets, and not read them.
-            Err(error) if matches!(part, Part::Sets(_)) && error.source.kind() == io::ErrorKind::PermissionDenied => {
+            // An agent without CAP_SYS_ADMIN may write sets, and not read them, nor may any on a kernel that takes too long.
+            Err(error)
+                if matches!(part, Part::Sets(_))
+                    && matches!(error.source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) =>
+            {
                 return Ok(0);
             }
             actual => actual?,

@@ -26,6 +26,12 @@ pub fn check_kernel() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether an entry of a map of maps is looked up, and in a batch written, at once. Before Linux 6.8 the kernel waits for a grace period
+/// each time, ten milliseconds or more, in a batch for each entry.
+pub fn looks_up_inner_maps_at_once() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 8, 0))
+}
+
 /// A set of capabilities(7), by their numbers' bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capabilities(pub u64);

@@ -15,7 +15,7 @@ use svc_common::flow::{self, Snapshot};
 use svc_common::map::{
     ADDRESS_NODE, AddressFlags, Affinity, AffinityKey, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter,
     FragmentKey, FragmentPorts, Frontend, FrontendKey, ServiceName, SocketKey, SocketPeer, SourceRangeKey, Traffic,
-    Uplink, cluster_set, pin,
+    Uplink, cluster_set, local_set, pin,
 };
 use svc_common::{Addr, Reason};
 
@@ -23,6 +23,7 @@ use crate::attach::{BIND_HOOKS, SOCKET_HOOKS};
 use crate::dataplane::State;
 use crate::dataplane::dump::address_and_port;
 use crate::filters::{self, Filters};
+use crate::host;
 use crate::object::{ObjectName, Protocol};
 use crate::plan::PortName;
 use crate::sys::Plain;
@@ -112,7 +113,7 @@ impl Pins {
     /// Where a map cannot be read.
     pub fn state(&self) -> anyhow::Result<State> {
         let names = self.names()?;
-        let mut sets = self.sets()?;
+        let mut sets = self.sets(names.services.keys().copied())?;
         // What was once a set stays an empty one.
         sets.retain(|set, slots| !slots.is_empty() || names.services.contains_key(&(set / 2)));
         Ok(State {
@@ -347,9 +348,19 @@ impl Pins {
         Ok(backends)
     }
 
-    fn sets(&self) -> anyhow::Result<BTreeMap<u32, Arc<[BackendSlot]>>> {
+    /// Those of these services, and maybe others.
+    fn sets(&self, services: impl Iterator<Item = u32>) -> anyhow::Result<BTreeMap<u32, Arc<[BackendSlot]>>> {
         let outer = self.map(pin::BACKEND_SETS)?;
-        let ids: Vec<(u32, u32)> = outer.entries().with_context(|| unreadable(pin::BACKEND_SETS))?;
+        let look_up = |set: u32| match outer.lookup(set) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            id => Some(id.map(|id| (set, id))),
+        };
+        let ids: io::Result<Vec<(u32, u32)>> = if host::looks_up_inner_maps_at_once() {
+            outer.entries()
+        } else {
+            services.flat_map(|service| [cluster_set(service), local_set(service)]).filter_map(look_up).collect()
+        };
+        let ids = ids.with_context(|| unreadable(pin::BACKEND_SETS))?;
         ids.into_iter()
             .filter_map(|(set, id)| read_set(&outer, set, id).transpose().map(|slots| Ok((set, slots?))))
             .collect::<io::Result<_>>()
@@ -367,7 +378,7 @@ impl Pins {
         let limits = self.config()?.idle_limits;
         let mut cells = 0;
         for set in pages.iter() {
-            let now = crate::host::flow_tick();
+            let now = host::flow_tick();
             for way in 0..flow::WAYS {
                 cells += 1;
                 // SAFETY: the set is in the mapped pages, which live until this function's end; no reference is made.

@@ -244,6 +244,8 @@ fn configure(settings: &Settings, config: BorrowedFd<'_>, flows: BorrowedFd<'_>)
 }
 
 const SETS_AT_ONCE: usize = 500;
+/// Threads that write backend sets where the kernel waits for each.
+const WRITERS: usize = 32;
 /// Entries that are read at once.
 const BATCH: usize = 4096;
 
@@ -273,7 +275,12 @@ impl Aya {
         }))
     }
 
+    /// # Errors
+    /// Unsupported where that would take the kernel too long.
     fn read_sets(&self, ids: &[u32]) -> io::Result<BTreeMap<u32, Arc<[BackendSlot]>>> {
+        if !host::looks_up_inner_maps_at_once() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let mut sets = BTreeMap::new();
         for id in ids {
             match sys::lookup(self.sets.as_fd(), id) {
@@ -285,8 +292,11 @@ impl Aya {
         Ok(sets)
     }
 
-    /// Those that can be read: the others are written anew.
+    /// Those that can be read, and soon enough: the others are written anew.
     fn read_all_sets(&self) -> io::Result<BTreeMap<u32, Arc<[BackendSlot]>>> {
+        if !host::looks_up_inner_maps_at_once() {
+            return Ok(BTreeMap::new());
+        }
         let maps = sys::batch_entries::<u32, u32>(self.sets.as_fd(), BATCH, |_| true)?;
         Ok(maps.into_iter().filter_map(|(id, map)| Some((id, self.read_set(map).ok()??))).collect())
     }
@@ -339,7 +349,21 @@ impl Aya {
         }
         let keys: Vec<_> = sets.iter().map(|(id, _)| *id).collect();
         let values: Vec<_> = inner.iter().map(|map| map.as_raw_fd() as u32).collect();
-        put(&self.sets, pin::BACKEND_SETS, &keys, &values)
+        if host::looks_up_inner_maps_at_once() {
+            return put(&self.sets, pin::BACKEND_SETS, &keys, &values);
+        }
+        // The kernel waits for each, and those that wait at the same time wait together.
+        let share = keys.len().div_ceil(WRITERS).max(1);
+        std::thread::scope(|scope| {
+            let shares = keys.chunks(share).zip(values.chunks(share));
+            let writers: Vec<_> =
+                shares.map(|(keys, values)| scope.spawn(|| put(&self.sets, pin::BACKEND_SETS, keys, values))).collect();
+            writers.into_iter().try_for_each(|writer| {
+                let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                // Of the other writers' nothing is known.
+                written.map_err(|(_, what, error)| (0, what, error))
+            })
+        })
     }
 }
 
