@@ -49,7 +49,7 @@ pub fn open<T: Tables>(tables: &T, headers: &Headers, key: &Key, hit: &mut Hit) 
     let mut attempt = 0;
     while attempt < TRIES {
         attempt += 1;
-        let source = tables.source_port(headers, &backend, hit);
+        let source = tables.source_port(headers, &backend);
         if source.port == 0 {
             break;
         }
@@ -274,24 +274,21 @@ pub struct SourcePort {
 ///
 /// Where the client keeps its address, its own port is left to it when the others are taken: one client may have more
 /// connections to a backend than there are ports to give out.
-///
-/// `hit` keeps a half-open flow's port meanwhile: a variable on the stack would make a path of its own for the verifier at each of the
-/// attempts.
 #[inline(always)]
-pub fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot, hit: &mut Hit) -> SourcePort {
-    hit.second = 0;
+pub fn source_port<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot) -> SourcePort {
+    let mut half_open = 0;
     let mut attempt = 0;
     while attempt <= PORT_TRIES {
-        match tables.try_port(headers, backend, attempt, hit.second != 0) {
+        match tables.try_port(headers, backend, attempt, half_open != 0) {
             Trial { port, outcome: Outcome::Free } => return SourcePort { port, in_use: false },
             Trial { port, outcome: Outcome::Over } => return SourcePort { port, in_use: true },
-            Trial { port, outcome: Outcome::HalfOpen } => hit.second = port,
+            Trial { port, outcome: Outcome::HalfOpen } => half_open = port,
             Trial { outcome: Outcome::Taken, .. } => (),
             Trial { outcome: Outcome::Last, .. } => break,
         }
         attempt += 1;
     }
-    SourcePort { port: hit.second, in_use: true }
+    SourcePort { port: half_open, in_use: true }
 }
 
 /// One step of [`source_port`].

@@ -81,11 +81,11 @@ pub trait Tables {
     }
 
     /// [`source_port`], or a kernel function that is verified by itself and calls it.
-    fn source_port(&self, headers: &Headers, backend: &BackendSlot, hit: &mut Hit) -> SourcePort
+    fn source_port(&self, headers: &Headers, backend: &BackendSlot) -> SourcePort
     where
         Self: Sized,
     {
-        source_port(self, headers, backend, hit)
+        source_port(self, headers, backend)
     }
 
     /// [`open_by`], or a kernel function that is verified by itself and calls it.

@@ -56,7 +56,7 @@ const GIB: u64 = 1 << 30;
 
 /// There is room for what the tests build and unpack, most of it the build, where that is still to come.
 pub(crate) fn require_space(root: &Path) -> Result<()> {
-    let needed = if root.join("target/debug").exists() { 3 } else { 8 };
+    let needed = if root.join("target/debug/svc-lab").exists() { 3 } else { 8 };
     let free = free_bytes(root)
         .with_context(|| format!("cannot ask how much is free on the file system of {}", root.display()))?;
     if free < needed * GIB {

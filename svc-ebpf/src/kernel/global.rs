@@ -213,19 +213,16 @@ extern "C" fn svc_flow_open_by(
 }
 
 #[inline(always)]
-pub(super) fn source_port(headers: &Headers, backend: &BackendSlot, hit: &mut Hit) -> SourcePort {
-    unpack(svc_source_port(headers, backend, hit))
+pub(super) fn source_port(headers: &Headers, backend: &BackendSlot) -> SourcePort {
+    unpack(svc_source_port(headers, backend))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn svc_source_port(headers: *const Headers, backend: *const BackendSlot, hit: *mut Hit) -> u32 {
+extern "C" fn svc_source_port(headers: *const Headers, backend: *const BackendSlot) -> u32 {
     // SAFETY: as above.
-    let (Some(headers), Some(backend), Some(hit)) = (unsafe { (headers.as_ref(), backend.as_ref(), hit.as_mut()) })
-    else {
-        return 0;
-    };
-    pack(svc_ebpf::open::source_port(&Maps, headers, backend, hit))
+    let (Some(headers), Some(backend)) = (unsafe { (headers.as_ref(), backend.as_ref()) }) else { return 0 };
+    pack(svc_ebpf::open::source_port(&Maps, headers, backend))
 }
 
 const IN_USE: u32 = 1 << 16;

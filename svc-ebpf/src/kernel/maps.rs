@@ -346,8 +346,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn source_port(&self, headers: &Headers, backend: &BackendSlot, hit: &mut flow::Hit) -> SourcePort {
-        global::source_port(headers, backend, hit)
+    fn source_port(&self, headers: &Headers, backend: &BackendSlot) -> SourcePort {
+        global::source_port(headers, backend)
     }
 
     #[inline(always)]
