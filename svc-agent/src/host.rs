@@ -13,6 +13,8 @@ use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
 /// The oldest on which the tests run.
 const OLDEST_KERNEL: (u8, u8) = (6, 1);
+/// The first that does not wait for each entry of a map of maps.
+pub const QUICK_KERNEL: (u8, u8) = (6, 8);
 
 /// # Errors
 /// Where the kernel is too old.
@@ -26,10 +28,11 @@ pub fn check_kernel() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether an entry of a map of maps is looked up, and in a batch written, at once. Before Linux 6.8 the kernel waits for a grace period
-/// each time, ten milliseconds or more, in a batch for each entry.
+/// Whether an entry of a map of maps is looked up, and in a batch written, at once. Before [`QUICK_KERNEL`] the kernel waits for a grace
+/// period each time, ten milliseconds or more, in a batch for each entry.
 pub fn looks_up_inner_maps_at_once() -> bool {
-    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 8, 0))
+    let (major, minor) = QUICK_KERNEL;
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
 }
 
 /// A set of capabilities(7), by their numbers' bits.

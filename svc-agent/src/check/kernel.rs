@@ -10,22 +10,19 @@ use crate::dataplane::{TcMode, apart};
 use crate::host::{self, Capabilities};
 use crate::sys;
 
-/// From where on the kernel does not wait for each backend set ([`host::looks_up_inner_maps_at_once`]).
-const QUICK: (u32, u32) = (6, 8);
-
 /// `proc`: where procfs is mounted.
 pub fn version(proc: &Path) -> Finding {
     const CHECK: &str = "kernel";
     let release = std::fs::read_to_string(proc.join("sys/kernel/osrelease")).unwrap_or_default();
     let release = release.trim();
-    let (major, minor) = QUICK;
+    let (major, minor) = host::QUICK_KERNEL;
     match numbers(release) {
         _ if host::check_kernel().is_err() => Finding::failed(
             CHECK,
             format!("Linux {release}"),
             format!("boot Linux {major}.{minor} or newer; nothing older than 6.1 is served"),
         ),
-        Some(version) if version >= QUICK => Finding::ok(CHECK, format!("Linux {release}")),
+        Some(version) if version >= (major.into(), minor.into()) => Finding::ok(CHECK, format!("Linux {release}")),
         _ => Finding::warning(
             CHECK,
             format!(

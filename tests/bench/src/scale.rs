@@ -13,7 +13,7 @@ use svc_lab::control_plane::{ControlPlane, api};
 use svc_lab::kube_proxy::{KubeProxy, Mode};
 use svc_lab::load::Load;
 use svc_lab::manifests::Manifests;
-use svc_lab::process::Process;
+use svc_lab::process::{Process, kibibytes};
 use svc_lab::source::Source;
 use svc_lab::topology::{BACKENDS, CLIENT, Lab, NODES, Pod};
 use svc_parity::objects::nodes;
@@ -253,11 +253,6 @@ fn service(name: &str, address: &str, endpoints: &[Value]) -> [Value; 2] {
 /// What the kernel holds for itself: maps, rules, sets.
 fn kernel_bytes() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let kibibytes = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let number = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-        number.with_context(|| format!("no {name} in /proc/meminfo"))
-    };
-    let parts = ["SUnreclaim", "VmallocUsed", "Percpu"].into_iter().map(kibibytes);
+    let parts = ["SUnreclaim", "VmallocUsed", "Percpu"].into_iter().map(|name| kibibytes(&text, name));
     Ok(parts.sum::<Result<u64>>()? * 1024)
 }

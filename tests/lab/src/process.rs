@@ -40,9 +40,7 @@ impl Process {
     }
 
     pub fn resident_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+        kibibytes(&fs::read_to_string(format!("/proc/{}/status", self.pid()))?, "VmRSS")
     }
 
     /// What it has had of all CPUs, in nanoseconds.
@@ -139,4 +137,14 @@ fn fork(mut command: Command, place: &Place) -> io::Result<Child> {
         });
     }
     command.spawn()
+}
+
+/// A line of /proc's in units of kB, as `VmRSS:  1234 kB`.
+///
+/// # Errors
+/// Where there is none of this name.
+pub fn kibibytes(text: &str, name: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
+    number.with_context(|| format!("no {name} in kB"))
 }
