@@ -40,6 +40,8 @@ pub struct Kernel {
     counted: BTreeMap<&'static str, u64>,
     /// Of what is known of next hops.
     generation: u32,
+    /// The agent's, for the negative cache.
+    epoch: u32,
 }
 
 /// Who is told of events.
@@ -152,6 +154,7 @@ impl Kernel {
             backend_sets: BTreeMap::new(),
             counted: BTreeMap::new(),
             generation: 0,
+            epoch: 0,
         }
     }
 
@@ -189,6 +192,13 @@ impl Kernel {
 
     /// Other Services; flows stay.
     pub fn set_tables(&mut self, tables: &Tables) {
+        self.slip_in(tables);
+        self.epoch += 2;
+        sys::update(self.map("EPOCH"), &0u32, &self.epoch).unwrap();
+    }
+
+    /// As [`Kernel::set_tables`], but nothing tells the programs that what they have found to be no Service's may be one's now.
+    pub fn slip_in(&mut self, tables: &Tables) {
         assert!(tables.config.flow_sets <= self.sizes.flow_sets);
         self.used_sets = self.used_sets.max(tables.config.flow_sets);
         for (id, backend) in &tables.backends {
@@ -285,11 +295,6 @@ impl Kernel {
         self.pass(hook, frame, Context { repeat: times, ..Context::default() });
         thread::sleep(LONGER_THAN_A_TICK);
         self.moved()
-    }
-
-    /// What XDP tells the tc program behind it of a frame.
-    pub fn tells_tc(&self, frame: &[u8]) -> Vec<u8> {
-        self.pass(Hook::Xdp, frame, Context::default()).metadata
     }
 
     fn pass(&self, hook: Hook, frame: &[u8], context: Context) -> Ran {

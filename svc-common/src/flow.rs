@@ -61,9 +61,6 @@ const _: () = assert!(size_of::<Tail>() == 8);
 pub struct Set(pub [Cell; WAYS]);
 const _: () = assert!(size_of::<Set>() == 256);
 
-/// See [`Key::digest`].
-pub const DIGEST: u16 = 1 << 15;
-
 const PORTS: u64 = 0xffff_ffff;
 const PROTOCOL_SHIFT: u32 = 32;
 const LIVE: u64 = 1 << 34;
@@ -212,12 +209,6 @@ impl Key {
     #[inline(always)]
     const fn dst_mask(&self) -> u64 {
         if self.head & BY_PORT != 0 { 0 } else { u64::MAX }
-    }
-
-    /// Tells the packets of most other flows apart from this one's; [`DIGEST`] is set in it.
-    #[inline(always)]
-    pub const fn digest(&self, seed: u64) -> u16 {
-        (self.hash(seed) >> 24) as u16 | DIGEST
     }
 
     /// 64 bits, of which each half chooses a set; `seed` is a secret, so that nobody can aim at one set.

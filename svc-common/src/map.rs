@@ -21,6 +21,9 @@ pub mod pin {
     pub const AFFINITY: &str = "affinity";
     pub const FRAGMENTS: &str = "fragments";
     pub const HOP_LEASE: &str = "hop_lease";
+    /// One number: odd while the agent writes `frontends`, `addresses`, `cidrs` or `config`, even, and another one, when it has. What
+    /// the kernel part has found to be no Service's it takes for such while the number stays. 0: nothing was written yet.
+    pub const EPOCH: &str = "epoch";
     pub const MONITORS: &str = "monitors";
     pub const EVENTS: &str = "events";
     pub const EVENTS_TOLD: &str = "events_told";

@@ -7,6 +7,7 @@ use svc_common::map::{
 use svc_common::select::{pick, shuffle};
 use svc_common::{Addr, Reason};
 
+use crate::negative;
 use crate::parse::{From, Headers};
 use crate::service::{Client, Scope, choose, lookup};
 use crate::tables::Tables;
@@ -88,6 +89,7 @@ pub fn open_by<T: Tables>(
     match add_reverse(tables, headers, backend, port) {
         Added::New => match add_forward(tables, headers, key, backend, port) {
             Added::New => {
+                negative::end(tables, backend.port, port);
                 note(tables, headers, backend, port, hit);
                 Opened::Yes
             }
@@ -132,13 +134,7 @@ fn balance<T: Tables>(tables: &T, headers: &Headers, backend: &mut BackendSlot) 
 #[cfg_attr(target_arch = "bpf", inline(never))]
 pub fn is_shadowed<T: Tables>(tables: &T, headers: &Headers) -> bool {
     let Headers { src, dst, sport, dport, protocol, .. } = *headers;
-    let config = tables.config();
-    let port = u16::from_be(sport);
-    if port < config.snat_first
-        || port > config.snat_last
-        || !(protocol == UDP || headers.is_syn())
-        || headers.is_icmp_error()
-    {
+    if !is_given_out(tables, sport) || !(protocol == UDP || headers.is_syn()) || headers.is_icmp_error() {
         return false;
     }
     if headers.from == From::Network {
@@ -360,6 +356,13 @@ fn port_range<T: Tables>(tables: &T, headers: &Headers, backend: &BackendSlot) -
     } else {
         (middle, config.snat_last)
     }
+}
+
+/// Whether the port, in network byte order, is one that we give out, and no client's own.
+#[inline(always)]
+pub fn is_given_out<T: Tables>(tables: &T, port: u16) -> bool {
+    let config = tables.config();
+    (config.snat_first..=config.snat_last).contains(&u16::from_be(port))
 }
 
 /// Less than `range`: each number once, in an order that only this node knows, then again from the start.

@@ -6,6 +6,7 @@ use svc_common::map::{
 };
 use svc_common::{Addr, Reason, flow};
 
+use crate::negative;
 use crate::open::{Opened, SourcePort, Trial, open, open_by, source_port, try_port};
 use crate::parse::Headers;
 use crate::socket::Request;
@@ -50,12 +51,17 @@ pub trait Tables {
     /// count and watch.
     fn opened(&self, _headers: &Headers, _hit: &Hit, _bytes: u32, _ifindex: u32) {}
 
-    /// Keeps the key of a packet that has no flow and is to have none under its digest, over what was there.
-    fn set_judged(&self, _digest: u16, _key: &Key) {}
+    /// The number of the epoch at one of [`negative::EPOCHS`] places; 0 where nothing holds.
+    fn epoch(&self, _place: u32) -> u64 {
+        0
+    }
 
-    /// Whether it is this very key that was kept last under its digest.
-    fn was_judged(&self, _digest: u16, _key: &Key) -> bool {
-        false
+    /// Begins another epoch there.
+    fn end_epoch(&self, _place: u32) {}
+
+    /// The negative cache's place for what has this hash, which this CPU alone writes; null where there is none.
+    fn negative(&self, _hash: u32) -> *mut negative::Entry {
+        core::ptr::null_mut()
     }
 
     /// A packet of `bytes` was translated, as the cell in `hit` says: for those who count.

@@ -5,6 +5,7 @@ use svc_common::map::{ADDRESS_LOCAL, ADDRESS_NODE};
 
 use crate::family::{Family, V4, V6};
 use crate::forward::{Hop, check_hop_limit, known, send_on, set_link, source};
+use crate::negative;
 use crate::open::is_shadowed;
 use crate::packet::{Packet, Peer};
 use crate::parse::{From, Headers, parse};
@@ -20,11 +21,8 @@ pub struct Scratch {
     hit: Hit,
     pub hop: Hop,
     next: Next,
-    /// [`Key::digest`] of a packet that has no flow, nor is to have one; 0 of all others.
-    pub judged: u16,
-    /// What it was where the packet was met before, which a caller of [`ingress`] and [`egress`] has no room for on the kernel's
-    /// stack.
-    pub before: u16,
+    /// [`negative::epoch`] of before anything was looked up.
+    epoch: u64,
 }
 
 /// Where a packet goes that was changed.
@@ -42,24 +40,14 @@ pub enum Next {
 
 /// Finds or opens the flow of a packet that comes in; `scratch.headers.from` is the caller's. [`translate`] is to follow.
 ///
-/// `before`: what `scratch.judged` was where the packet was met before. Unless it was changed since, which its digest and the key
-/// that was kept under it tell, it is not judged again.
-///
 /// # Errors
 /// Why it is not sent on.
 #[inline(always)]
-pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch, before: u16) -> Result<(), Reason> {
-    let Scratch { headers, key, hit, hop, judged, .. } = scratch;
+pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) -> Result<(), Reason> {
+    let Scratch { headers, key, hit, hop, epoch, .. } = scratch;
     hop.ifindex = 0;
-    *judged = 0;
     parse(packet, tables, headers)?;
-    if before != 0 {
-        *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
-        if is_judged(tables, key, before) {
-            *judged = before;
-            return Err(Reason::NotService);
-        }
-    }
+    *epoch = negative::epoch(tables, headers.sport, headers.dport);
     let config = tables.config();
     let port = u16::from_be(headers.dport);
     let may_be_masqueraded = config.snat_first <= port && port < config.first_moved_port();
@@ -74,8 +62,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
     if !follow(tables, key, headers, hit) {
         let opened = open(packet, tables, headers, key, hit);
         if opened == Err(Reason::NotService) {
-            *judged = key.digest(tables.flows().seed());
-            tables.set_judged(*judged, key);
+            negative::keep(tables, headers, *epoch);
         }
         return opened;
     }
@@ -85,16 +72,9 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
     Ok(())
 }
 
-/// A packet that was changed to one of the same digest has another key.
-#[inline(always)]
-fn is_judged<T: Tables>(tables: &T, key: &Key, before: u16) -> bool {
-    key.digest(tables.flows().seed()) == before && tables.was_judged(before, key)
-}
-
 /// Finds the flow of a packet that leaves, and was not sent on by us: the reply of a backend is to take its frontend's
 /// address again. `to_network`: one that is addressed to a frontend, and was not seen where it came from, is to be translated
-/// as well. `before`: as for [`ingress`]; a packet that came in and is the same still is judged no other way here. [`translate`] is
-/// to follow.
+/// as well. [`translate`] is to follow.
 ///
 /// # Errors
 /// As [`ingress`].
@@ -104,22 +84,25 @@ pub fn egress<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
     to_network: bool,
-    before: u16,
 ) -> Result<(), Reason> {
-    let Scratch { headers, key, hit, hop, .. } = scratch;
+    let Scratch { headers, key, hit, hop, epoch, .. } = scratch;
     hop.ifindex = 0;
     headers.from = From::Host;
     parse_apart(packet, tables, headers)?;
+    *epoch = negative::epoch(tables, headers.sport, headers.dport);
     *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
-    if before != 0 && is_judged(tables, key, before) {
-        return Err(Reason::NotService);
-    }
     if !follow(tables, key, headers, hit) {
         if !to_network && !is_shadowed(tables, headers) {
             return Err(Reason::NotService);
         }
-        open(packet, tables, headers, key, hit)?;
-    } else if hit.is_reverse() == hit.is_to_stack() {
+        let opened = open(packet, tables, headers, key, hit);
+        // To this node itself nothing leaves, and what comes in with the same addresses may be masqueraded traffic's.
+        if opened == Err(Reason::NotService) && tables.address(&headers.dst) & (ADDRESS_LOCAL | ADDRESS_NODE) == 0 {
+            negative::keep(tables, headers, *epoch);
+        }
+        return opened;
+    }
+    if hit.is_reverse() == hit.is_to_stack() {
         // A reply to the node's own connection was translated where it came in. A forward packet of somebody else's
         // flow was translated before.
         return Err(Reason::NotService);

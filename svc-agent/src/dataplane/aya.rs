@@ -25,7 +25,7 @@ use crate::sys::{self, Plain};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/svc.o"));
 
 /// Names of the maps in the object, and of their pins.
-pub const MAPS: [(&str, &str); 20] = [
+pub const MAPS: [(&str, &str); 21] = [
     ("FRONTENDS", pin::FRONTENDS),
     ("BACKEND_SETS", pin::BACKEND_SETS),
     ("BACKENDS", pin::BACKENDS),
@@ -41,6 +41,7 @@ pub const MAPS: [(&str, &str); 20] = [
     ("AFFINITY", pin::AFFINITY),
     ("FRAGMENTS", pin::FRAGMENTS),
     ("HOP_LEASE", pin::HOP_LEASE),
+    ("EPOCH", pin::EPOCH),
     ("MONITORS", pin::MONITORS),
     ("EVENTS", pin::EVENTS),
     ("EVENTS_TOLD", pin::EVENTS_TOLD),
@@ -61,6 +62,7 @@ pub struct Aya {
     cidrs: OwnedFd,
     uplinks: OwnedFd,
     config: OwnedFd,
+    epoch: Epoch,
     /// What the configuration says, beside what the reconciler knows.
     base: Config,
     limits: Limits,
@@ -121,7 +123,10 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
             .with_context(|| format!("the map {name} is not pinned under {}", maps.display()))
     };
     let config = open_map(pin::CONFIG)?;
+    let mut epoch = Epoch::new(open_map(pin::EPOCH)?).context("reading the map epoch")?;
+    epoch.end().context("writing the map epoch")?;
     let base = configure(settings, config.as_fd(), open_map(pin::FLOWS)?.as_fd()).context("writing the map config")?;
+    epoch.begin().context("writing the map epoch")?;
     let (frontends, addresses, source_ranges) =
         (open_map(pin::FRONTENDS)?, open_map(pin::ADDRESSES)?, open_map(pin::SOURCE_RANGES)?);
     let (services, backends) = (open_map(pin::SERVICES)?, open_map(pin::BACKENDS)?);
@@ -147,6 +152,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
         cidrs: open_map(pin::CIDRS)?,
         uplinks: open_map(pin::UPLINKS)?,
         config,
+        epoch,
         base,
         limits,
         counters: Arc::new(open_map(pin::COUNTERS)?),
@@ -241,6 +247,59 @@ fn configure(settings: &Settings, config: BorrowedFd<'_>, flows: BorrowedFd<'_>)
     let flags = old.flags & !(CONFIG_HOST_SOCKETS_ONLY | CONFIG_COUNT_BYTES) | base.flags;
     sys::update(config, &0u32, &Config { flags, uplink: old.uplink, uplink_mac: old.uplink_mac, ..base })?;
     Ok(base)
+}
+
+/// What of the kernel part's negative cache holds: see [`pin::EPOCH`].
+#[derive(Debug)]
+struct Epoch {
+    map: OwnedFd,
+    number: u32,
+}
+
+impl Epoch {
+    fn new(map: OwnedFd) -> io::Result<Self> {
+        let number = sys::lookup(map.as_fd(), &0u32)?;
+        Ok(Epoch { map, number })
+    }
+
+    /// From here on nothing holds.
+    fn end(&mut self) -> io::Result<()> {
+        self.write(self.number | 1)
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        // After all numbers comes the first one that stands for an epoch.
+        self.write((self.number | 1).checked_add(1).unwrap_or(2))
+    }
+
+    fn write(&mut self, number: u32) -> io::Result<()> {
+        sys::update(self.map.as_fd(), &0u32, &number)?;
+        self.number = number;
+        Ok(())
+    }
+}
+
+/// Whether what is no Service's may be one's after this operation.
+fn ends_epoch(op: &Op) -> bool {
+    match op {
+        Op::PutAddress(..)
+        | Op::PutFrontend(..)
+        | Op::PutCidr(..)
+        | Op::PutConfig(..)
+        | Op::DeleteAddress(..)
+        | Op::DeleteFrontend(..)
+        | Op::DeleteCidr(..) => true,
+        Op::PutBackend(..)
+        | Op::PutSet(..)
+        | Op::PutService(..)
+        | Op::PutSourceRange(..)
+        | Op::PutUplink(..)
+        | Op::DeleteSourceRange(..)
+        | Op::DeleteUplink(..)
+        | Op::DeleteService(..)
+        | Op::DeleteSet(..)
+        | Op::DeleteBackend(..) => false,
+    }
 }
 
 const SETS_AT_ONCE: usize = 500;
@@ -453,6 +512,29 @@ impl Dataplane for Aya {
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+        let unwritable =
+            |done: usize| move |source| ApplyError { what: format!("writing the map {}", pin::EPOCH), done, source };
+        if !ops.iter().any(ends_epoch) {
+            return self.carry_out(ops);
+        }
+        self.epoch.end().map_err(unwritable(0))?;
+        let carried_out = self.carry_out(ops);
+        let done = carried_out.as_ref().map_or_else(|error| error.done, |()| ops.len());
+        self.epoch.begin().map_err(unwritable(done))?;
+        carried_out
+    }
+
+    fn counters(&self) -> Option<Box<ReadCounters>> {
+        let map = Arc::clone(&self.counters);
+        let cpus = nr_cpus().ok()?;
+        Some(Box::new(move || {
+            Reason::ALL.iter().map(|reason| (*reason, read_counter(map.as_fd(), *reason, cpus))).collect()
+        }))
+    }
+}
+
+impl Aya {
+    fn carry_out(&self, ops: &[Op]) -> Result<(), ApplyError> {
         let mut done = 0;
         for run in ops.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b)) {
             let result = match &run[0] {
@@ -510,14 +592,6 @@ impl Dataplane for Aya {
             done += run.len();
         }
         Ok(())
-    }
-
-    fn counters(&self) -> Option<Box<ReadCounters>> {
-        let map = Arc::clone(&self.counters);
-        let cpus = nr_cpus().ok()?;
-        Some(Box::new(move || {
-            Reason::ALL.iter().map(|reason| (*reason, read_counter(map.as_fd(), *reason, cpus))).collect()
-        }))
     }
 }
 

@@ -11,6 +11,7 @@ use svc_common::map::{
 };
 use svc_common::select::take_turn;
 use svc_common::{Addr, Reason, flow};
+use svc_ebpf::negative;
 use svc_ebpf::open::{Opened, SourcePort, Trial};
 use svc_ebpf::parse::Headers;
 use svc_ebpf::socket::Request;
@@ -67,11 +68,16 @@ static TRAFFIC: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
 #[btf_map]
 static TURN: Array<u32, 1> = Array::new();
-/// Keys that this CPU has judged: as many as a round of NAPI takes packets in, four times over. On another CPU a packet is judged
-/// once more.
+/// Binary logarithms of the number of tables, and of their size, as of `HOPS`.
+const NEGATIVE_TABLES_SHIFT: u32 = 1;
+const NEGATIVE_SHIFT: u32 = 9;
 #[btf_map]
-static JUDGED: PerCpuArray<flow::Key, JUDGED_KEYS> = PerCpuArray::new();
-const JUDGED_KEYS: usize = 256;
+static NEGATIVE: PerCpuArray<[negative::Entry; 1 << NEGATIVE_SHIFT], { 1 << NEGATIVE_TABLES_SHIFT }> =
+    PerCpuArray::new();
+#[btf_map]
+static EPOCH: Array<u32, 1> = Array::new();
+#[btf_map]
+static PORT_EPOCHS: Array<[u32; negative::EPOCHS as usize], 1> = Array::new();
 #[btf_map]
 static CROWDED: PerCpuArray<u32, 1> = PerCpuArray::new();
 #[btf_map]
@@ -307,16 +313,31 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn set_judged(&self, digest: u16, key: &flow::Key) {
-        if let Some(kept) = JUDGED.get_ptr_mut(digest as u32 % JUDGED_KEYS as u32) {
-            // SAFETY: this CPU's own.
-            unsafe { *kept = *key };
+    fn epoch(&self, place: u32) -> u64 {
+        let (Some(agent), Some(ports)) = (EPOCH.get_ptr(0), PORT_EPOCHS.get_ptr(0)) else { return 0 };
+        // SAFETY: words that others write; `place` is within the value.
+        let (agent, ports) = unsafe {
+            (agent.read_volatile(), ports.cast::<u32>().add((place % negative::EPOCHS) as usize).read_volatile())
+        };
+        if agent & 1 != 0 { 0 } else { (agent as u64) << 32 | ports as u64 }
+    }
+
+    #[inline(always)]
+    fn end_epoch(&self, place: u32) {
+        if let Some(ports) = PORT_EPOCHS.get_ptr_mut(0) {
+            // SAFETY: as above.
+            unsafe { take_turn(ports.cast::<u32>().add((place % negative::EPOCHS) as usize)) };
         }
     }
 
     #[inline(always)]
-    fn was_judged(&self, digest: u16, key: &flow::Key) -> bool {
-        JUDGED.get(digest as u32 % JUDGED_KEYS as u32).is_some_and(|kept| *kept == *key)
+    fn negative(&self, hash: u32) -> *mut negative::Entry {
+        let Some(table) = NEGATIVE.get_ptr_mut(hash >> (32 - NEGATIVE_TABLES_SHIFT)) else {
+            return core::ptr::null_mut();
+        };
+        let index = hash >> (32 - NEGATIVE_TABLES_SHIFT - NEGATIVE_SHIFT) & ((1 << NEGATIVE_SHIFT) - 1);
+        // SAFETY: within the table.
+        unsafe { table.cast::<negative::Entry>().add(index as usize) }
     }
 
     #[inline(always)]

@@ -1,7 +1,6 @@
 //! Bound to the kernel: one file a kind of hook, and every map in `maps.rs`.
 mod global;
 mod hops;
-mod judged;
 #[cfg(feature = "log")]
 mod log;
 mod maps;

@@ -6,18 +6,17 @@ use aya_ebpf::helpers::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_s
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use svc_common::checksum::{Diff, fold};
-use svc_common::flow::DIGEST;
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::{ETHERNET, Family};
 use svc_ebpf::forward::Hop;
 use svc_ebpf::packet::{Packet, Peer, Pod, Resize};
 use svc_ebpf::parse::{FRAGMENT_FIRST, From, Headers};
 use svc_ebpf::wire::{self, Next, Scratch};
-use svc_ebpf::{Tables, reject};
+use svc_ebpf::{Tables, negative, reject};
 
 use super::maps::{Hook, Maps, may_reject, scratch};
 use super::sk_lookup::has_socket;
-use super::{at, judged, monitor, pieces, route};
+use super::{at, monitor, pieces, route};
 
 /// Not judged here: the next program, or the stack, goes on with it.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -25,9 +24,8 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 
 /// In a packet's tc_index, which nothing but classful queues' own filters uses: it was translated and sent on, and the egresses
 /// that it passes now, more than one where interfaces are stacked, have nothing to do. Taken off where the packet comes in
-/// somewhere, since a veth does not. So for the digest of a packet that came in, and is no Service's.
+/// somewhere, since a veth does not.
 const SENT_ON: u32 = 0x5ec0;
-const _: () = assert!(SENT_ON & DIGEST as u32 == 0);
 
 /// What has to be in the linear part of the buffer: an ICMPv6 error's headers, those that it quotes, and options.
 const HEADERS: u32 = 256;
@@ -235,25 +233,21 @@ fn come_in(context: &TcContext, from: From) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: the program's own context.
     unsafe {
-        let index = (*skb).tc_index;
-        if index == SENT_ON || index & u32::from(DIGEST) != 0 {
+        if (*skb).tc_index == SENT_ON {
             (*skb).tc_index = 0;
         }
     }
+    if is_known(context) {
+        return NEXT;
+    }
     let Some(scratch) = scratch(Hook::Ingress) else { return NEXT };
     scratch.headers.from = from;
-    scratch.before = if from == From::Network { judged::told(context) } else { 0 };
     let mut found = ingress(context, scratch);
     if found == Err(Reason::Truncated) && pull(context) {
         found = ingress(context, scratch);
     }
     if scratch.headers.fragment == FRAGMENT_FIRST && pieces::release(context, &scratch.headers) {
         return DROP;
-    }
-    if scratch.judged != 0 {
-        // SAFETY: as above.
-        unsafe { (*skb).tc_index = scratch.judged.into() };
-        return NEXT;
     }
     if found == Err(Reason::FragmentUnknown) {
         if pieces::keep(context, &scratch.headers) {
@@ -278,12 +272,10 @@ pub fn svc_pod_egress(context: TcContext) -> i32 {
 #[inline(always)]
 fn go_out(context: &TcContext, to_network: bool) -> i32 {
     // SAFETY: the program's own context.
-    let index = unsafe { (*context.skb.skb).tc_index };
-    if index == SENT_ON {
+    if unsafe { (*context.skb.skb).tc_index } == SENT_ON || is_known(context) {
         return NEXT;
     }
     let Some(scratch) = scratch(Hook::Egress) else { return NEXT };
-    scratch.before = if index & u32::from(DIGEST) != 0 { index as u16 } else { 0 };
     let mut found = egress(context, scratch, to_network);
     if found == Err(Reason::Truncated) && pull(context) {
         found = egress(context, scratch, to_network);
@@ -294,15 +286,18 @@ fn go_out(context: &TcContext, to_network: bool) -> i32 {
 // Functions of their own, so that the variables of two of them do not stand on the stack together.
 
 #[inline(never)]
+fn is_known(context: &TcContext) -> bool {
+    negative::is_known(&Skb(context), &Maps)
+}
+
+#[inline(never)]
 fn ingress(context: &TcContext, scratch: &mut Scratch) -> Result<(), Reason> {
-    let before = scratch.before;
-    wire::ingress(&Skb(context), &Maps, scratch, before)
+    wire::ingress(&Skb(context), &Maps, scratch)
 }
 
 #[inline(never)]
 fn egress(context: &TcContext, scratch: &mut Scratch, to_network: bool) -> Result<(), Reason> {
-    let before = scratch.before;
-    wire::egress(&Skb(context), &Maps, scratch, to_network, before)
+    wire::egress(&Skb(context), &Maps, scratch, to_network)
 }
 
 #[inline(never)]

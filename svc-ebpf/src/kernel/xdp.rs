@@ -8,6 +8,7 @@ use svc_common::verifier::opaque;
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::Family;
 use svc_ebpf::forward::Hop;
+use svc_ebpf::negative;
 use svc_ebpf::packet::{Packet, Peer, Pod};
 use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::tables::Tables;
@@ -15,7 +16,7 @@ use svc_ebpf::wire::{self, Next};
 
 use super::maps::{Hook, Maps, scratch};
 use super::sk_lookup::has_socket;
-use super::{at, judged, route};
+use super::{at, route};
 
 struct Frame<'a>(&'a XdpContext);
 
@@ -71,20 +72,23 @@ impl Packet for Frame<'_> {
     }
 }
 
+/// A function of its own: see `tc.rs`.
+#[inline(never)]
+fn is_known(context: &XdpContext) -> bool {
+    negative::is_known(&Frame(context), &Maps)
+}
+
 #[xdp]
 pub fn svc_xdp(context: XdpContext) -> u32 {
+    if is_known(&context) {
+        return XDP_PASS;
+    }
     let Some(scratch) = scratch(Hook::Xdp) else { return XDP_PASS };
-    scratch.headers.from = From::Network;
     let frame = &mut Frame(&context);
-    // What was refused here is judged, and counted, by tc.
-    match wire::ingress(frame, &Maps, scratch, 0).and_then(|()| wire::translate(frame, &Maps, scratch)) {
+    scratch.headers.from = From::Network;
+    match wire::ingress(frame, &Maps, scratch).and_then(|()| wire::translate(frame, &Maps, scratch)) {
         Ok(Next::Send) => XDP_TX,
-        Ok(Next::Stack | Next::Reenter) => XDP_PASS,
-        Err(_) => {
-            if scratch.judged != 0 {
-                judged::tell(&context, scratch.judged);
-            }
-            XDP_PASS
-        }
+        // What was refused here is judged, and counted, by tc.
+        Ok(Next::Stack | Next::Reenter) | Err(_) => XDP_PASS,
     }
 }

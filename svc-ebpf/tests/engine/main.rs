@@ -2,9 +2,8 @@
 mod world;
 
 use svc_common::Reason;
-use svc_common::flow::Key;
 use svc_common::map::{
-    ADDRESS_CLUSTER_IP, ADDRESS_NODE, CIDR_SERVICES, FRONTEND_EXTERNAL_LOCAL, FRONTEND_NODE_PORT,
+    ADDRESS_CLUSTER_IP, ADDRESS_NODE, CIDR_SERVICES, CONFIG_TAKE_OVER, FRONTEND_EXTERNAL_LOCAL, FRONTEND_NODE_PORT,
     FRONTEND_SOURCE_RANGES, TCP, UDP,
 };
 use svc_ebpf::parse::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
@@ -573,45 +572,110 @@ fn a_port_of_the_node_that_stays_is_its_own_sockets() {
     assert_eq!(frame.endpoints(), (NODE.into(), 123, REMOTE.into(), 9376));
 }
 
-#[test]
-fn what_was_judged_to_be_no_services_is_not_judged_again() {
-    let mut world = World::default();
-    let frame = Frame::tcp(CLIENT, 4000, LOCAL, 80, TCP_SYN);
-    let judged = world.judged(&frame);
-    assert_ne!(judged, 0);
-    world.service(7, LOCAL, 80, TCP, 0, &[(REMOTE, false)]);
-    world.address(LOCAL, ADDRESS_CLUSTER_IP);
-    assert_eq!(world.judge_again(&frame, judged), [Err(Reason::NotService); 2]);
-    assert_eq!(world.judge_again(&frame, 0), [Ok(()); 2]);
+/// From port 4000 to port 80 of an address that is no frontend.
+fn strangers() -> [Frame; 2] {
+    [Frame::tcp(CLIENT, 4000, LOCAL, 80, TCP_SYN), Frame::udp(CLIENT, 4000, LOCAL, 80)]
 }
 
 #[test]
-fn what_was_changed_since_it_was_judged_is_judged_again() {
-    let mut world = World::default();
-    let judged = world.judged(&Frame::tcp(CLIENT, 4000, LOCAL, 80, TCP_SYN));
-    world.service(7, VIP, 80, TCP, 0, &[(REMOTE, false)]);
-    world.address(VIP, ADDRESS_CLUSTER_IP);
-    let changed = Frame::tcp(CLIENT, 4000, VIP, 80, TCP_SYN);
-    assert_eq!(world.judge_again(&changed, judged), [Ok(()); 2]);
+fn what_is_no_services_is_known_again_until_the_epoch_ends() {
+    let world = World::default();
+    for frame in strangers() {
+        assert!(!world.is_known(&frame), "before it was met");
+        world.meet(&frame);
+        assert!(world.is_known(&frame));
+        world.end_epochs();
+        assert!(!world.is_known(&frame), "in the next epoch");
+    }
 }
 
 #[test]
-fn what_was_changed_to_something_of_the_same_digest_is_judged_again() {
-    let mut world = World::default();
-    world.service(7, VIP, 80, TCP, 0, &[(REMOTE, false)]);
-    world.address(VIP, ADDRESS_CLUSTER_IP);
-    let key = Key::new(addr(CLIENT), addr(VIP), 4000u16.to_be(), 80u16.to_be(), TCP);
-    let frame = Frame::tcp(CLIENT, 4000, VIP, 80, TCP_SYN);
-    assert_eq!(world.judge_again(&frame, key.digest(0)), [Ok(()); 2]);
+fn what_differs_from_what_is_known_is_not_known() {
+    let world = World::default();
+    for frame in strangers() {
+        world.meet(&frame);
+        // The ethertype, options, fragments, the protocol, addresses and ports.
+        let fields = [(12, 1), (14, 1), (20, 0x20), (21, 1), (23, 1)].into_iter().chain((26..38).map(|byte| (byte, 1)));
+        for (byte, bits) in fields {
+            let mut other = frame.clone();
+            other.bytes[byte] ^= bits;
+            assert!(!world.is_known(&other), "byte {byte}");
+        }
+        let mut short = frame.clone();
+        short.bytes.truncate(41);
+        assert!(!world.is_known(&short));
+        assert!(world.is_known(&frame));
+    }
 }
 
 #[test]
-fn what_has_a_flow_is_judged_at_each_hook() {
+fn what_has_a_flow_is_not_known() {
     let mut world = World::default();
     node_port(&mut world, &[(LOCAL, true)], 0);
     let mut frame = syn();
     world.ingress(&mut frame).unwrap();
     let (_, port, ..) = frame.endpoints();
     // The uplink's egress is where it becomes the frontend's.
-    assert_eq!(world.judged(&Frame::tcp(LOCAL, 9376, CLIENT, port, TCP_SYN | TCP_ACK)), 0);
+    let reply = Frame::tcp(LOCAL, 9376, CLIENT, port, TCP_SYN | TCP_ACK);
+    world.meet(&reply);
+    assert!(!world.is_known(&reply));
+}
+
+#[test]
+fn what_gets_a_flow_is_not_known_any_more() {
+    // A source port that is given out, and one that its client keeps.
+    for client_port in [4000, 600] {
+        let new = || {
+            let mut world = World::default();
+            node_port(&mut world, &[(LOCAL, true)], 0);
+            world
+        };
+        let open = |world: &World| {
+            let mut first = Frame::tcp(CLIENT, client_port, NODE, 30080, TCP_SYN);
+            world.ingress(&mut first).unwrap();
+            Frame::tcp(LOCAL, 9376, CLIENT, first.endpoints().1, TCP_SYN | TCP_ACK)
+        };
+        let reply = open(&new());
+        let world = new();
+        world.meet(&reply);
+        assert!(world.is_known(&reply));
+        assert_eq!(open(&world), reply, "the same port");
+        assert!(!world.is_known(&reply));
+    }
+}
+
+/// A connection that begins by a port that is given out may be one that a flow shadows.
+#[test]
+fn of_ports_that_are_given_out_the_first_packet_is_not_known() {
+    let world = World::default();
+    for (from, known) in [(14_999, true), (15_000, false), (29_999, false), (30_000, true)] {
+        let of = |flags| Frame::tcp(CLIENT, from, LOCAL, 80, flags);
+        world.meet(&of(TCP_SYN));
+        assert_eq!(world.is_known(&of(TCP_SYN)), known, "{from}");
+        assert!(
+            [TCP_ACK, TCP_SYN | TCP_ACK, TCP_FIN, TCP_RST].into_iter().all(|flags| world.is_known(&of(flags))),
+            "{from}"
+        );
+        let datagram = Frame::udp(CLIENT, from, LOCAL, 80);
+        world.meet(&datagram);
+        assert_eq!(world.is_known(&datagram), known, "{from}");
+    }
+}
+
+#[test]
+fn what_is_left_to_another_proxy_is_not_known() {
+    let mut world = World::default();
+    world.flags = CONFIG_TAKE_OVER;
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    let under_way = Frame::tcp(CLIENT, 4000, NODE, 30080, TCP_ACK);
+    world.meet(&under_way);
+    assert!(!world.is_known(&under_way));
+}
+
+#[test]
+fn a_reset_makes_no_packet_known() {
+    let mut world = World::default();
+    node_port(&mut world, &[(LOCAL, true)], 0);
+    world.meet(&Frame::tcp(CLIENT, 4000, NODE, 30080, TCP_RST));
+    assert!(!world.is_known(&syn()));
 }

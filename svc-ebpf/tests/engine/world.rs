@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use svc_common::checksum::{Diff, fold, sum};
-use svc_common::flow::{IdleLimits, Key, Sets};
+use svc_common::flow::{IdleLimits, Sets};
 use svc_common::map::{
     AddressFlags, Affinity, AffinityKey, BACKEND_LOCAL, BackendSlot, CidrFlags, Config, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, TCP, UDP, Uplink, cluster_set, local_set,
@@ -12,6 +12,7 @@ use svc_common::map::{
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::Family;
 use svc_ebpf::forward::{Hop, source};
+use svc_ebpf::negative;
 use svc_ebpf::packet::{Packet, Peer, Pod};
 use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::tables::{BackendSet, Tables};
@@ -148,7 +149,9 @@ pub(crate) struct World {
     pub(crate) ranges: Vec<(u32, Addr, u32)>,
     affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
-    judged: RefCell<HashMap<u16, Key>>,
+    negative: Cell<negative::Entry>,
+    epoch: Cell<u64>,
+    port_epochs: Box<[Cell<u32>]>,
     pub(crate) flags: u32,
     /// Of services to come.
     pub(crate) affinity_seconds: u32,
@@ -172,7 +175,9 @@ impl Default for World {
             ranges: Vec::new(),
             affinity: RefCell::default(),
             fragments: RefCell::default(),
-            judged: RefCell::default(),
+            negative: Cell::default(),
+            epoch: Cell::new(1),
+            port_epochs: vec![Cell::default(); negative::EPOCHS as usize].into(),
             flags: 0,
             affinity_seconds: 0,
             seconds: Cell::new(1000),
@@ -237,7 +242,7 @@ impl World {
     fn come_in(&self, frame: &mut Frame, from: From) -> Result<Next, Reason> {
         let mut scratch = Scratch::default();
         scratch.headers.from = from;
-        wire::ingress(frame, self, &mut scratch, 0)?;
+        wire::ingress(frame, self, &mut scratch)?;
         wire::translate(frame, self, &mut scratch)
     }
 
@@ -252,23 +257,23 @@ impl World {
 
     fn go_out(&self, frame: &mut Frame, host: bool) -> Result<Next, Reason> {
         let mut scratch = Scratch::default();
-        wire::egress(frame, self, &mut scratch, host, 0)?;
+        wire::egress(frame, self, &mut scratch, host)?;
         wire::translate(frame, self, &mut scratch)
     }
 
-    /// From the network: what the hooks to come are told of a packet that is no Service's.
-    pub(crate) fn judged(&self, frame: &Frame) -> u16 {
-        let mut scratch = Scratch::default();
-        assert_eq!(wire::ingress(frame, self, &mut scratch, 0), Err(Reason::NotService));
-        scratch.judged
+    /// Whether the packet is known to be no Service's.
+    pub(crate) fn is_known(&self, frame: &Frame) -> bool {
+        negative::is_known(frame, self)
     }
 
-    /// At both hooks that a packet meets that was judged before.
-    pub(crate) fn judge_again(&self, frame: &Frame, before: u16) -> [Result<(), Reason>; 2] {
-        [
-            wire::egress(frame, self, &mut Scratch::default(), true, before),
-            wire::ingress(frame, self, &mut Scratch::default(), before),
-        ]
+    /// The agent has written.
+    pub(crate) fn end_epochs(&self) {
+        self.epoch.set(self.epoch.get() + 1);
+    }
+
+    /// That it is no Service's is found out where it comes in from the network.
+    pub(crate) fn meet(&self, frame: &Frame) {
+        assert_eq!(wire::ingress(frame, self, &mut Scratch::default()), Err(Reason::NotService));
     }
 
     pub(crate) fn counts(&self) -> Vec<(Reason, u64)> {
@@ -363,12 +368,18 @@ impl Tables for World {
         *self.counters.borrow_mut().entry(reason as u32).or_default() += 1;
     }
 
-    fn set_judged(&self, digest: u16, key: &Key) {
-        self.judged.borrow_mut().insert(digest, *key);
+    fn epoch(&self, place: u32) -> u64 {
+        self.epoch.get() << 32 | u64::from(self.port_epochs[place as usize].get())
     }
 
-    fn was_judged(&self, digest: u16, key: &Key) -> bool {
-        self.judged.borrow().get(&digest) == Some(key)
+    fn end_epoch(&self, place: u32) {
+        let epoch = &self.port_epochs[place as usize];
+        epoch.set(epoch.get() + 1);
+    }
+
+    /// One place for all.
+    fn negative(&self, _: u32) -> *mut negative::Entry {
+        self.negative.as_ptr()
     }
 
     fn now(&self) -> u16 {

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use svc_common::checksum::Diff;
-use svc_common::flow::{Key, Sets, TICK_SHIFT};
+use svc_common::flow::{Sets, TICK_SHIFT};
 use svc_common::map::{
-    ADDRESS_LOCAL, ADDRESS_NODE, AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, Config, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Uplink,
+    AddressFlags, Affinity, AffinityKey, BackendSlot, CidrFlags, Config, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, Uplink,
 };
 use svc_common::{Addr, Reason};
 use svc_ebpf::family::{ETHERNET, Family};
 use svc_ebpf::forward::{Hop, source};
+use svc_ebpf::negative;
 use svc_ebpf::packet::{Packet, Peer, Pod, Resize};
 use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::reject;
@@ -104,6 +105,9 @@ impl BackendSet for Slots {
     }
 }
 
+/// Binary logarithm of the negative cache's size.
+const NEGATIVE_SHIFT: u32 = 10;
+
 /// The engine's tables, of [`crate::tables::Tables`].
 pub struct Memory {
     tables: crate::tables::Tables,
@@ -111,7 +115,9 @@ pub struct Memory {
     flows: Sets,
     affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
-    judged: RefCell<HashMap<u16, Key>>,
+    negative: Box<[Cell<negative::Entry>]>,
+    epoch: Cell<u64>,
+    port_epochs: Box<[Cell<u32>]>,
     counters: RefCell<BTreeMap<&'static str, u64>>,
     random: Cell<u64>,
     turn: Cell<u32>,
@@ -127,7 +133,9 @@ impl Memory {
             sets: HashMap::new(),
             affinity: RefCell::default(),
             fragments: RefCell::default(),
-            judged: RefCell::default(),
+            negative: vec![Cell::default(); 1 << NEGATIVE_SHIFT].into(),
+            epoch: Cell::new(1),
+            port_epochs: vec![Cell::default(); negative::EPOCHS as usize].into(),
             counters: RefCell::default(),
             random: Cell::new(seed),
             turn: Cell::new(0),
@@ -144,6 +152,7 @@ impl Memory {
         };
         self.sets = tables.sets.iter().map(|(id, slots)| (*id, with_header(slots))).collect();
         self.tables = tables;
+        self.epoch.set(self.epoch.get() + 1);
     }
 
     /// Lets this many seconds go by.
@@ -171,39 +180,33 @@ impl Memory {
     }
 
     fn xdp(&self, mut frame: Frame<true>) -> (Verdict, Vec<u8>) {
+        if negative::is_known(&frame, self) {
+            return (Verdict::Next, frame.bytes);
+        }
         let mut scratch = Scratch::default();
         scratch.headers.from = From::Network;
         let next =
-            wire::ingress(&frame, self, &mut scratch, 0).and_then(|()| wire::translate(&mut frame, self, &mut scratch));
+            wire::ingress(&frame, self, &mut scratch).and_then(|()| wire::translate(&mut frame, self, &mut scratch));
         let verdict = if next == Ok(Next::Send) { Verdict::Redirect } else { Verdict::Next };
-        if scratch.judged != 0 {
-            let frame = Frame::<false> { bytes: frame.bytes.clone(), interface: frame.interface };
-            let mut again = Scratch::default();
-            assert_eq!(wire::ingress(&frame, self, &mut again, 0), Err(Reason::NotService), "tc believes XDP");
-        }
         (verdict, frame.bytes)
     }
 
     fn tc(&self, hook: Hook, mut frame: Frame<false>) -> (Verdict, Vec<u8>) {
+        if negative::is_known(&frame, self) {
+            return (Verdict::Next, frame.bytes);
+        }
         let mut scratch = Scratch::default();
         let found = match hook {
-            Hook::Egress | Hook::PodEgress => wire::egress(&frame, self, &mut scratch, hook == Hook::Egress, 0),
+            Hook::Egress | Hook::PodEgress => wire::egress(&frame, self, &mut scratch, hook == Hook::Egress),
             Hook::PodIngress => {
                 scratch.headers.from = From::Pod;
-                wire::ingress(&frame, self, &mut scratch, 0)
+                wire::ingress(&frame, self, &mut scratch)
             }
             Hook::Ingress | Hook::Xdp => {
                 scratch.headers.from = From::Network;
-                wire::ingress(&frame, self, &mut scratch, 0)
+                wire::ingress(&frame, self, &mut scratch)
             }
         };
-        // Of a source of the node's own, which nothing that comes in has, egress would ask more.
-        if scratch.judged != 0 && self.address(&scratch.headers.src) & (ADDRESS_LOCAL | ADDRESS_NODE) == 0 {
-            for to_network in [false, true] {
-                let again = wire::egress(&frame, self, &mut Scratch::default(), to_network, 0);
-                assert_eq!(again, Err(Reason::NotService), "egress believes ingress");
-            }
-        }
         let next = found.and_then(|()| wire::translate(&mut frame, self, &mut scratch));
         let verdict = match next {
             Ok(Next::Stack) => Verdict::Next,
@@ -298,12 +301,17 @@ impl Tables for Memory {
         *self.counters.borrow_mut().entry(reason.label()).or_default() += 1;
     }
 
-    fn set_judged(&self, digest: u16, key: &Key) {
-        self.judged.borrow_mut().insert(digest, *key);
+    fn epoch(&self, place: u32) -> u64 {
+        self.epoch.get() << 32 | u64::from(self.port_epochs[place as usize].get())
     }
 
-    fn was_judged(&self, digest: u16, key: &Key) -> bool {
-        self.judged.borrow().get(&digest) == Some(key)
+    fn end_epoch(&self, place: u32) {
+        let epoch = &self.port_epochs[place as usize];
+        epoch.set(epoch.get() + 1);
+    }
+
+    fn negative(&self, hash: u32) -> *mut negative::Entry {
+        self.negative[(hash >> (32 - NEGATIVE_SHIFT)) as usize].as_ptr()
     }
 
     fn now(&self) -> u16 {
