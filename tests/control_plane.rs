@@ -2,6 +2,10 @@
 use std::thread;
 use std::time::Duration;
 
+use serde_json::json;
+use svc_agent::source::decode;
+use svc_agent::source::encoding::{ACCEPT, Encoding, Event, Frames, ListReader};
+use svc_agent::source::wire::{self, Object, Status};
 use svc_lab::agent::inspect;
 use svc_lab::client::Options;
 use svc_lab::control_plane::Identity;
@@ -200,4 +204,137 @@ fn what_changed_while_the_agents_were_dead_is_right_after_their_return() {
     cluster.expect_soon(CLIENT, CLUSTER_IP, &["a1", "a2", "b2"]);
     let failed: Vec<_> = load.finish().unwrap().into_iter().filter(|outcome| outcome.error.is_some()).collect();
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+const JSON: &str = "application/json";
+
+/// What the agent keeps of the objects at `path`, read as protobuf and as JSON.
+fn both<T: Object, I>(cluster: &mut Cluster, path: &str, keep: fn(&T) -> I) -> [Vec<I>; 2] {
+    let (control_plane, lab) = cluster.control_plane();
+    [(ACCEPT, Encoding::Protobuf), (JSON, Encoding::Json)].map(|(accept, encoding)| {
+        let (kind, body) = control_plane.get(lab, path, accept).unwrap();
+        assert_eq!(kind.contains("protobuf"), encoding == Encoding::Protobuf, "{kind}");
+        let mut items = Vec::new();
+        let mut reader = ListReader::new(encoding);
+        let mut give = |object: Result<T, _>| items.push(keep(&object.unwrap()));
+        reader.read(&body, &mut give).unwrap();
+        assert!(reader.end(&mut give).unwrap().is_some_and(|version| !version.is_empty()));
+        items
+    })
+}
+
+/// Of each kind one that has every field that counts, one that has none, and one that has them null.
+fn say_much(cluster: &mut Cluster) {
+    cluster.change(|manifests| {
+        let [mut full, _] = service("full", "10.96.0.94", &[]);
+        let spec = full["spec"].as_object_mut().unwrap();
+        spec.extend(
+            json!({
+                "type": "LoadBalancer", "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+                "healthCheckNodePort": 32_101, "externalIPs": ["192.0.2.1", "2001:db8::1"],
+                "loadBalancerSourceRanges": ["198.51.100.0/24"], "sessionAffinity": "ClientIP",
+                "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 600 } },
+            })
+            .as_object()
+            .unwrap()
+            .clone(),
+        );
+        full["status"] = json!({ "loadBalancer": { "ingress": [
+            { "ip": "192.0.2.2", "ipMode": "VIP" }, { "ip": "192.0.2.3", "ipMode": "Proxy" }, { "hostname": "a" },
+        ] } });
+        let external = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": "external", "namespace": "default" },
+            "spec": { "type": "ExternalName", "externalName": "example.org" },
+        });
+        let slice = |name: &str, rest: serde_json::Value| {
+            let mut slice = json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {
+                    "name": name, "namespace": "default", "labels": { "kubernetes.io/service-name": "full" },
+                    "annotations": { "endpoints.kubernetes.io/last-change-trigger-time": "2024-01-01T00:00:00Z" },
+                },
+            });
+            slice.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+            slice
+        };
+        let endpoints = json!([
+            { "addresses": ["192.0.2.9"] },
+            { "addresses": ["192.0.2.10"], "conditions": {} },
+            { "addresses": ["192.0.2.11"], "conditions": { "ready": false, "serving": true, "terminating": true },
+              "nodeName": "node-a", "zone": "z1",
+              "hints": { "forZones": [{ "name": "z1" }], "forNodes": [{ "name": "node-a" }] } },
+        ]);
+        let ports = json!([{ "name": "", "port": 80 }, { "name": "all", "protocol": "UDP" }]);
+        for object in [
+            full,
+            external,
+            slice("full", json!({ "endpoints": endpoints, "ports": ports })),
+            slice("none", json!({ "endpoints": [] })),
+        ] {
+            manifests.put(object);
+        }
+    });
+}
+
+#[test]
+fn an_object_says_the_same_as_protobuf_and_as_json() {
+    let mut cluster = Cluster::with_control_plane();
+    say_much(&mut cluster);
+    let [services, others] = both(&mut cluster, "/api/v1/services", decode::service);
+    assert_eq!(services, others);
+    assert!(services.iter().any(|service| service.affinity_seconds == 600 && service.created > 0), "{services:?}");
+    assert!(services.iter().all(|service| service.faults.is_empty()), "{services:?}");
+    let [slices, others] = both(&mut cluster, "/apis/discovery.k8s.io/v1/endpointslices", decode::slice);
+    assert_eq!(slices, others);
+    assert!(slices.iter().flatten().any(|slice| slice.triggered.is_some()), "{slices:?}");
+    let [nodes, others] = both(&mut cluster, "/api/v1/nodes", decode::node);
+    assert_eq!((nodes.len(), &nodes), (NODES.len(), &others));
+    let [cidrs, others] = both(&mut cluster, "/apis/networking.k8s.io/v1/servicecidrs", decode::service_cidr);
+    assert_eq!((cidrs.len(), &cidrs), (1, &others));
+}
+
+/// The events of a watch of Services that the server ends after a few seconds, read as protobuf and as JSON. Towards its end
+/// there is a bookmark.
+fn watched(cluster: &mut Cluster, version: &str) -> [Vec<Event<wire::Service>>; 2] {
+    let path = format!("/api/v1/services?watch=1&timeoutSeconds=4&allowWatchBookmarks=true&resourceVersion={version}");
+    let (control_plane, lab) = cluster.control_plane();
+    [(ACCEPT, Encoding::Protobuf), (JSON, Encoding::Json)].map(|(accept, encoding)| {
+        let (kind, body) = control_plane.get(lab, &path, accept).unwrap();
+        assert_eq!(kind.contains("protobuf"), encoding == Encoding::Protobuf, "{kind}");
+        let mut frames = Frames::new(encoding);
+        frames.push(&body);
+        std::iter::from_fn(|| frames.next_frame().unwrap()).map(|frame| encoding.event(&frame).unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_watch_says_the_same_as_protobuf_and_as_json() {
+    let mut cluster = Cluster::with_control_plane();
+    say_much(&mut cluster);
+    let [events, others] = watched(&mut cluster, "0").map(|events| {
+        let (mut kept, mut is_marked) = (Vec::new(), false);
+        for event in events {
+            match event {
+                Event::Put(object) => kept.push(decode::service(&object)),
+                Event::Bookmark(object) => is_marked |= object.metadata.unwrap().resource_version.is_some(),
+                other => panic!("{other:?}"),
+            }
+        }
+        kept.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        (kept, is_marked)
+    });
+    assert_eq!(events, others);
+    assert!(events.0.len() > 1 && events.1, "{events:?}");
+}
+
+#[test]
+fn a_version_that_the_api_server_has_forgotten_is_told_as_protobuf_and_as_json() {
+    let mut cluster = Cluster::with_control_plane();
+    // It begins anew with what is there, and knows nothing of what was before.
+    let (control_plane, lab) = cluster.control_plane();
+    control_plane.kill_api_server();
+    control_plane.start_api_server(lab).unwrap();
+    for events in watched(&mut cluster, "1") {
+        assert!(matches!(events[..], [Event::Error(Status { code: Some(410), .. })]), "{events:?}");
+    }
 }

@@ -56,6 +56,7 @@ enum Use {
 const NO_CONNTRACK: &str = "svc has a flow table of its own (--flow-table-size), and uses no conntrack";
 const NO_MARKS: &str = "svc marks no packets";
 const CLIENT: &str = "the client is svc's own";
+const ENCODING: &str = "svc takes protobuf, and JSON where the API server has none";
 const NOT_WINDOWS: &str = "this is not Windows";
 const NO_IPVS: &str = "svc does not use IPVS";
 const LOGGING: &str = "logging is set by --verbose and --log-format";
@@ -69,8 +70,8 @@ const FIELDS: [(&str, Use); 56] = [
     // Each gate for itself, see `gates`.
     ("featureGates", Use::Taken),
     ("clientConnection.kubeconfig", Use::Taken),
-    ("clientConnection.acceptContentTypes", Use::No(CLIENT)),
-    ("clientConnection.contentType", Use::No(CLIENT)),
+    ("clientConnection.acceptContentTypes", Use::No(ENCODING)),
+    ("clientConnection.contentType", Use::No(ENCODING)),
     ("clientConnection.qps", Use::No(CLIENT)),
     ("clientConnection.burst", Use::No(CLIENT)),
     ("logging.format", Use::No(LOGGING)),

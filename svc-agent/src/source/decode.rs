@@ -6,12 +6,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
+use super::wire::{self, ObjectMeta};
 use crate::object::{
     Condition, Endpoint, Family, Node, ObjectName, Policy, Protocol, Service, ServiceCidr, ServiceKind, ServicePort,
     Slice, SlicePort,
@@ -32,29 +29,32 @@ pub const OTHER_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// kube-proxy asks the API server for Services and slices without these.
-pub fn has_label(meta: &ObjectMeta, label: &str) -> bool {
-    meta.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
+pub fn has_label(meta: Option<&ObjectMeta>, label: &str) -> bool {
+    meta.is_some_and(|meta| meta.labels.contains_key(label))
 }
 
-fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
-    let text = meta.annotations.as_ref()?.get(TRIGGER_TIME_ANNOTATION)?;
+fn triggered(meta: Option<&ObjectMeta>) -> Option<SystemTime> {
+    let text = meta?.annotations.get(TRIGGER_TIME_ANNOTATION)?;
     text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 /// Where an object has no namespace, it is in `default`, as for `kubectl apply`.
-pub fn object_name(meta: &ObjectMeta) -> ObjectName {
-    ObjectName::new(
-        meta.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default"),
-        meta.name.as_deref().unwrap_or_default(),
-    )
+pub fn object_name(meta: Option<&ObjectMeta>) -> ObjectName {
+    let namespace = meta.and_then(|meta| meta.namespace.as_deref()).filter(|namespace| !namespace.is_empty());
+    ObjectName::new(namespace.unwrap_or("default"), name(meta))
 }
 
-pub fn service(object: &core::Service) -> Service {
-    let mut faults = Vec::new();
-    let spec = object.spec.as_ref();
-    let text = |field: fn(&core::ServiceSpec) -> &Option<String>| spec.and_then(|spec| field(spec).as_deref());
+fn name(meta: Option<&ObjectMeta>) -> &str {
+    meta.and_then(|meta| meta.name.as_deref()).unwrap_or_default()
+}
 
-    let listed = spec.and_then(|spec| spec.cluster_ips.as_deref()).unwrap_or_default();
+pub fn service(object: &wire::Service) -> Service {
+    let mut faults = Vec::new();
+    let meta = object.metadata.as_ref();
+    let spec = object.spec.as_ref();
+    let text = |field: fn(&wire::ServiceSpec) -> &Option<String>| spec.and_then(|spec| field(spec).as_deref());
+
+    let listed = spec.map(|spec| &spec.cluster_ips[..]).unwrap_or_default();
     let mut cluster_ips: Vec<&str> = listed.iter().map(String::as_str).collect();
     if cluster_ips.is_empty() {
         cluster_ips.extend(text(|spec| &spec.cluster_ip));
@@ -72,7 +72,7 @@ pub fn service(object: &core::Service) -> Service {
     let cluster_ips = addresses("spec.clusterIPs", cluster_ips, &mut faults);
 
     let mut families: Vec<Family> = spec
-        .and_then(|spec| spec.ip_families.as_deref())
+        .map(|spec| &spec.ip_families[..])
         .unwrap_or_default()
         .iter()
         .filter_map(|family| match family.as_str() {
@@ -90,13 +90,13 @@ pub fn service(object: &core::Service) -> Service {
     families.sort_unstable();
     families.dedup();
 
-    let external_ips = spec.and_then(|spec| spec.external_ips.as_deref()).unwrap_or_default();
-    let source_ranges = spec.and_then(|spec| spec.load_balancer_source_ranges.as_deref()).unwrap_or_default();
+    let external_ips = spec.map(|spec| &spec.external_ips[..]).unwrap_or_default();
+    let source_ranges = spec.map(|spec| &spec.load_balancer_source_ranges[..]).unwrap_or_default();
     let ingress = object
         .status
         .as_ref()
         .and_then(|status| status.load_balancer.as_ref())
-        .and_then(|balancer| balancer.ingress.as_deref())
+        .map(|balancer| &balancer.ingress[..])
         .unwrap_or_default();
     let vips = ingress
         .iter()
@@ -118,19 +118,20 @@ pub fn service(object: &core::Service) -> Service {
     let external_policy = policy(text(|spec| &spec.external_traffic_policy));
     let is_checked = text(|spec| &spec.type_) == Some("LoadBalancer") && external_policy == Policy::Local;
     let health_check_port = match spec.and_then(|spec| spec.health_check_node_port).filter(|_| is_checked) {
+        None | Some(0) => 0,
         Some(number) => port_number(number).unwrap_or_else(|| {
             faults.push(format!("spec.healthCheckNodePort: {number} is no port number").into());
             0
         }),
-        None => 0,
     };
 
-    let listed = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let listed = spec.map(|spec| &spec.ports[..]).unwrap_or_default();
     let mut ports = Vec::with_capacity(listed.len());
     for port in listed {
         let name = port.name.as_deref().unwrap_or_default();
-        let Some(number) = port_number(port.port) else {
-            faults.push(format!("port {name:?}: {} is no port number", port.port).into());
+        let number = port.port.unwrap_or_default();
+        let Some(number) = port_number(number) else {
+            faults.push(format!("port {name:?}: {number} is no port number").into());
             continue;
         };
         let Some(protocol) = protocol(port.protocol.as_deref()) else {
@@ -148,9 +149,9 @@ pub fn service(object: &core::Service) -> Service {
     }
 
     Service {
-        name: object_name(&object.metadata),
-        uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
-        created: object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        name: object_name(meta),
+        uid: meta.and_then(|meta| meta.uid.as_deref()).unwrap_or_default().into(),
+        created: meta.and_then(|meta| meta.creation_timestamp).map_or(0, |time| time.seconds),
         kind,
         families,
         cluster_ips,
@@ -167,11 +168,13 @@ pub fn service(object: &core::Service) -> Service {
 }
 
 /// None for a slice that names no Service.
-pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
-    let service = object.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty())?;
+pub fn slice(object: &wire::EndpointSlice) -> Option<Slice> {
+    let meta = object.metadata.as_ref();
+    let service = meta?.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty())?;
     let mut faults = Vec::new();
-    let mut endpoints = Vec::with_capacity(object.endpoints.as_ref().map_or(0, Vec::len));
-    let family = match object.address_type.as_str() {
+    let mut endpoints = Vec::with_capacity(object.endpoints.len());
+    let address_type = object.address_type.as_deref().unwrap_or_default();
+    let family = match address_type {
         "IPv4" => Some(Family::V4),
         "IPv6" => Some(Family::V6),
         other => {
@@ -179,20 +182,20 @@ pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
             None
         }
     };
-    for endpoint in object.endpoints.iter().flatten().filter(|_| family.is_some()) {
+    for endpoint in object.endpoints.iter().filter(|_| family.is_some()) {
         // All addresses of an endpoint are the same one; consumers use the first (discovery/v1, Endpoint).
         let Some(text) = endpoint.addresses.first() else { continue };
         let address = match IpAddr::from_str(text) {
             Ok(address) if Some(Family::of(address)) == family => address,
             _ => {
-                faults.push(format!("endpoint {text:?} is no {} address", object.address_type).into());
+                faults.push(format!("endpoint {text:?} is no {address_type} address").into());
                 continue;
             }
         };
         let conditions = endpoint.conditions.as_ref();
         let hints = endpoint.hints.as_ref();
-        let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
-        let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
+        let zones = hints.map(|hints| &hints.for_zones[..]).unwrap_or_default();
+        let nodes = hints.map(|hints| &hints.for_nodes[..]).unwrap_or_default();
         endpoints.push(Endpoint {
             address,
             node: endpoint.node_name.as_deref().map(Into::into),
@@ -205,9 +208,8 @@ pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
             node_hints: nodes.iter().map(|node| node.name.as_str().into()).collect(),
         });
     }
-    let listed = object.ports.as_deref().unwrap_or_default();
-    let mut ports = Vec::with_capacity(listed.len());
-    for port in listed {
+    let mut ports = Vec::with_capacity(object.ports.len());
+    for port in &object.ports {
         let name = port.name.as_deref().unwrap_or_default();
         match slice_port(name, port.port, port.protocol.as_deref()) {
             Ok(port) => ports.push(port),
@@ -215,8 +217,8 @@ pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
         }
     }
     Some(Slice {
-        name: object_name(&object.metadata),
-        triggered: triggered(&object.metadata),
+        name: object_name(meta),
+        triggered: triggered(meta),
         service: service.as_str().into(),
         ports,
         endpoints,
@@ -226,16 +228,17 @@ pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
 
 /// A legacy Endpoints object as slices, one for each of its subsets, as the EndpointSlice mirroring controller would
 /// write them.
-pub fn endpoints(object: &core::Endpoints) -> Vec<Slice> {
-    let owner = object_name(&object.metadata);
+pub fn endpoints(object: &wire::Endpoints) -> Vec<Slice> {
+    let owner = object_name(object.metadata.as_ref());
     let mut slices = Vec::new();
-    for (index, subset) in object.subsets.iter().flatten().enumerate() {
+    for (index, subset) in object.subsets.iter().enumerate() {
         let mut faults = Vec::new();
         let mut endpoints = Vec::new();
-        let ready = subset.addresses.iter().flatten().map(|address| (address, true));
-        let not_ready = subset.not_ready_addresses.iter().flatten().map(|address| (address, false));
+        let ready = subset.addresses.iter().map(|address| (address, true));
+        let not_ready = subset.not_ready_addresses.iter().map(|address| (address, false));
         for (address, ready) in ready.chain(not_ready) {
-            match IpAddr::from_str(&address.ip) {
+            let text = address.ip.as_deref().unwrap_or_default();
+            match IpAddr::from_str(text) {
                 Ok(ip) => endpoints.push(Endpoint {
                     address: ip,
                     node: address.node_name.as_deref().map(Into::into),
@@ -243,13 +246,13 @@ pub fn endpoints(object: &core::Endpoints) -> Vec<Slice> {
                     zone_hints: Box::default(),
                     node_hints: Box::default(),
                 }),
-                Err(_) => faults.push(format!("endpoint {:?} is no IP address", address.ip).into()),
+                Err(_) => faults.push(format!("endpoint {text:?} is no IP address").into()),
             }
         }
         let mut ports = Vec::new();
-        for port in subset.ports.iter().flatten() {
+        for port in &subset.ports {
             let name = port.name.as_deref().unwrap_or_default();
-            match slice_port(name, Some(port.port), port.protocol.as_deref()) {
+            match slice_port(name, port.port, port.protocol.as_deref()) {
                 Ok(port) => ports.push(port),
                 Err(fault) => faults.push(fault),
             }
@@ -260,45 +263,37 @@ pub fn endpoints(object: &core::Endpoints) -> Vec<Slice> {
     slices
 }
 
-pub fn node(object: &core::Node) -> Node {
-    let addresses = object.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+pub fn node(object: &wire::Node) -> Node {
+    let addresses = object.status.as_ref().map(|status| &status.addresses[..]).unwrap_or_default();
     let first = |family: Family| {
-        ["InternalIP", "ExternalIP"].iter().find_map(|kind| {
+        ["InternalIP", "ExternalIP"].into_iter().find_map(|kind| {
             addresses
                 .iter()
-                .filter(|address| address.type_ == **kind)
-                .filter_map(|address| IpAddr::from_str(&address.address).ok())
+                .filter(|address| address.type_.as_deref() == Some(kind))
+                .filter_map(|address| IpAddr::from_str(address.address.as_deref()?).ok())
                 .find(|address| Family::of(*address) == family)
         })
     };
-    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    let meta = object.metadata.as_ref();
     let spec = object.spec.as_ref();
-    let listed = spec.and_then(|spec| spec.pod_cidrs.as_deref()).unwrap_or_default();
+    let taints = spec.map(|spec| &spec.taints[..]).unwrap_or_default();
+    let listed = spec.map(|spec| &spec.pod_cidrs[..]).unwrap_or_default();
     let only = spec.and_then(|spec| spec.pod_cidr.as_ref()).filter(|_| listed.is_empty());
     let pod_cidrs = cidrs("spec.podCIDRs", listed.iter().chain(only), &mut Vec::new());
     Node {
-        name: object.metadata.name.as_deref().unwrap_or_default().into(),
-        zone: object
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(ZONE_LABEL))
-            .map(|zone| zone.as_str().into()),
+        name: name(meta).into(),
+        zone: meta.and_then(|meta| meta.labels.get(ZONE_LABEL)).map(|zone| zone.as_str().into()),
         primary: Family::BOTH.into_iter().filter_map(first).collect(),
         pod_cidrs,
-        eligible: object.metadata.deletion_timestamp.is_none()
-            && taints.iter().all(|taint| taint.key != TO_BE_DELETED_TAINT),
+        eligible: meta.is_none_or(|meta| meta.deletion_timestamp.is_none())
+            && taints.iter().all(|taint| taint.key.as_deref() != Some(TO_BE_DELETED_TAINT)),
     }
 }
 
-pub fn service_cidr(object: &networking::ServiceCIDR) -> ServiceCidr {
-    let listed = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
+pub fn service_cidr(object: &wire::ServiceCidr) -> ServiceCidr {
+    let listed = object.spec.as_ref().map(|spec| &spec.cidrs[..]).unwrap_or_default();
     let mut faults = Vec::new();
-    ServiceCidr {
-        name: object.metadata.name.as_deref().unwrap_or_default().into(),
-        cidrs: cidrs("spec.cidrs", listed, &mut faults),
-        faults,
-    }
+    ServiceCidr { name: name(object.metadata.as_ref()).into(), cidrs: cidrs("spec.cidrs", listed, &mut faults), faults }
 }
 
 fn slice_port(name: &str, port: Option<i32>, protocol_name: Option<&str>) -> Result<SlicePort, Box<str>> {
@@ -375,9 +370,13 @@ fn address(text: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use ipnet::IpNet;
+    use prost::Message;
     use rstest::rstest;
+    use serde_json::json;
 
-    use super::{address, cidrs};
+    use super::{address, cidrs, endpoints, service, slice};
+    use crate::object::Condition;
+    use crate::source::wire;
 
     #[rstest]
     #[case::v4("192.0.2.0/24", Some("192.0.2.0/24"))]
@@ -412,5 +411,76 @@ mod tests {
     #[case::not_all_digits("10.0.0.x", None)]
     fn an_address_is_read_as_kubernetes_reads_it(#[case] text: &str, #[case] expected: Option<&str>) {
         assert_eq!(address(text), expected.map(|text| text.parse().unwrap()));
+    }
+
+    /// Go writes the empty value of a field that is no pointer into protobuf, and leaves it out of JSON.
+    #[test]
+    fn a_field_that_is_empty_is_one_that_is_absent() {
+        let empty = || Some(String::new());
+        let spec = wire::ServiceSpec {
+            type_: Some("LoadBalancer".to_owned()),
+            external_traffic_policy: Some("Local".to_owned()),
+            cluster_ip: empty(),
+            session_affinity: empty(),
+            internal_traffic_policy: empty(),
+            health_check_node_port: Some(0),
+            ports: vec![wire::ServicePort { name: empty(), protocol: empty(), port: Some(80), node_port: Some(0) }],
+            ..wire::ServiceSpec::default()
+        };
+        let ingress = vec![wire::LoadBalancerIngress { ip: empty(), ip_mode: None }];
+        let status = wire::ServiceStatus { load_balancer: Some(wire::LoadBalancerStatus { ingress }) };
+        let metadata = wire::ObjectMeta {
+            name: Some("a".to_owned()),
+            namespace: empty(),
+            uid: empty(),
+            creation_timestamp: Some(wire::Time::default()),
+            ..wire::ObjectMeta::default()
+        };
+        let full = wire::Service { metadata: Some(metadata), spec: Some(spec), status: Some(status) };
+        let full = wire::Service::decode(&full.encode_to_vec()[..]).unwrap();
+        let bare = json!({
+            "metadata": { "name": "a", "creationTimestamp": null, "labels": null },
+            "spec": { "type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{ "port": 80 }] },
+            "status": { "loadBalancer": {} },
+        });
+        let bare: wire::Service = serde_json::from_value(bare).unwrap();
+        assert_eq!(service(&full), service(&bare));
+        assert_eq!(service(&full).faults, []);
+    }
+
+    #[test]
+    fn conditions_that_are_nil_are_good() {
+        let endpoint = |conditions| wire::Endpoint {
+            addresses: vec!["192.0.2.1".to_owned()],
+            conditions,
+            ..wire::Endpoint::default()
+        };
+        let ended = wire::EndpointConditions { ready: Some(false), serving: Some(false), terminating: Some(true) };
+        let object = wire::EndpointSlice {
+            metadata: Some(wire::ObjectMeta {
+                labels: [(super::SERVICE_NAME_LABEL.to_owned(), "a".to_owned())].into(),
+                ..wire::ObjectMeta::default()
+            }),
+            address_type: Some("IPv4".to_owned()),
+            endpoints: [None, Some(wire::EndpointConditions::default()), Some(ended)].map(endpoint).to_vec(),
+            ports: vec![],
+        };
+        let read = wire::EndpointSlice::decode(&object.encode_to_vec()[..]).unwrap();
+        let slice = slice(&read).unwrap();
+        let conditions: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.condition).collect();
+        let ended = Condition { ready: false, serving: false, terminating: true };
+        assert_eq!(conditions, [Condition::READY, Condition::READY, ended]);
+    }
+
+    #[test]
+    fn lists_that_are_null_are_empty() {
+        let object = json!({
+            "metadata": { "labels": { super::SERVICE_NAME_LABEL: "a" }, "annotations": null },
+            "addressType": "IPv6", "endpoints": null, "ports": null,
+        });
+        let slice = slice(&serde_json::from_value(object).unwrap()).unwrap();
+        assert_eq!((slice.endpoints, slice.ports, slice.faults), (vec![], vec![], vec![]));
+        let none: wire::Endpoints = serde_json::from_value(json!({ "metadata": null, "subsets": null })).unwrap();
+        assert_eq!(endpoints(&none), []);
     }
 }

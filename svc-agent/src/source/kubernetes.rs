@@ -3,26 +3,22 @@
 //! After an outage of the API server the watches go on from the last resourceVersion that they saw; a new list is read
 //! only where the server no longer knows that version. While it is away, one request a second asks for it, on behalf of
 //! all watches.
-use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
-use kube::api::Api;
-use kube::runtime::watcher;
 use kube::{Client, Resource};
-use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use super::list_watch::{Change, Error, ListWatch, Selector};
 use super::servers::Servers;
+use super::wire::{self, Object};
 use super::{Closed, Event, Kind, Sender, decode, send};
 use crate::object::{Node, ObjectName, Protocol, Service, ServiceCidr, Slice};
 use crate::status::Status;
@@ -43,21 +39,22 @@ const FORBIDDEN_EVERY: Duration = Duration::from_secs(30);
 
 /// Watches until nobody listens any more.
 pub async fn run(servers: Arc<Servers>, node_name: &str, events: Sender, status: Arc<Status>) {
-    let client = servers.client();
     let gate = Gate::new(servers, status);
-    let without = |label: &str| watcher::Config::default().labels(&format!("!{label}"));
-    let own = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
+    let without = |label: &str| Selector { labels: Some(format!("!{label}")), ..Selector::default() };
+    let own = Selector { fields: Some(format!("metadata.name={node_name}")), ..Selector::default() };
     // Each ends with the others, when the agent stops.
     let _: Result<_, Closed> = tokio::try_join!(
-        watch::<core::Service>(Api::all(client.clone()), without(decode::OTHER_PROXY_LABEL), &gate, &events),
-        watch::<discovery::EndpointSlice>(Api::all(client.clone()), without(decode::HEADLESS_LABEL), &gate, &events),
-        watch::<core::Node>(Api::all(client.clone()), own, &gate, &events),
-        watch::<networking::ServiceCIDR>(Api::all(client), watcher::Config::default(), &gate, &events),
+        watch::<wire::Service>(without(decode::OTHER_PROXY_LABEL), &gate, &events),
+        watch::<wire::EndpointSlice>(without(decode::HEADLESS_LABEL), &gate, &events),
+        watch::<wire::Node>(own, &gate, &events),
+        watch::<wire::ServiceCidr>(Selector::default(), &gate, &events),
     );
 }
 
 /// An object of the API that we watch.
-trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+trait Watched: Object {
+    /// What the API has it as.
+    type Api: Resource<DynamicType = ()>;
     /// What is kept of it.
     type Item;
     const KIND: Kind;
@@ -65,22 +62,23 @@ trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + S
     const OPTIONAL: bool = false;
 
     /// The API servers that it tells of.
-    fn servers(&self) -> Option<Vec<SocketAddr>> {
+    fn servers(_item: &Self::Item) -> Option<Vec<SocketAddr>> {
         None
     }
 
     /// None where it is not for us.
-    fn decode(&self) -> Option<Self::Item>;
+    fn keep(&self) -> Option<Self::Item>;
     fn list(items: Vec<Self::Item>) -> Event;
     fn put(item: Self::Item) -> Event;
     fn delete(name: ObjectName) -> Event;
 }
 
-impl Watched for core::Service {
+impl Watched for wire::Service {
+    type Api = core::Service;
     type Item = Service;
     const KIND: Kind = Kind::Service;
 
-    fn decode(&self) -> Option<Service> {
+    fn keep(&self) -> Option<Service> {
         Some(decode::service(self))
     }
 
@@ -97,15 +95,16 @@ impl Watched for core::Service {
     }
 }
 
-impl Watched for discovery::EndpointSlice {
+impl Watched for wire::EndpointSlice {
+    type Api = discovery::EndpointSlice;
     type Item = Slice;
     const KIND: Kind = Kind::EndpointSlice;
 
-    fn servers(&self) -> Option<Vec<SocketAddr>> {
-        api_servers(&decode::slice(self)?)
+    fn servers(item: &Slice) -> Option<Vec<SocketAddr>> {
+        api_servers(item)
     }
 
-    fn decode(&self) -> Option<Slice> {
+    fn keep(&self) -> Option<Slice> {
         decode::slice(self)
     }
 
@@ -122,11 +121,12 @@ impl Watched for discovery::EndpointSlice {
     }
 }
 
-impl Watched for core::Node {
+impl Watched for wire::Node {
+    type Api = core::Node;
     type Item = Node;
     const KIND: Kind = Kind::Node;
 
-    fn decode(&self) -> Option<Node> {
+    fn keep(&self) -> Option<Node> {
         Some(decode::node(self))
     }
 
@@ -143,12 +143,13 @@ impl Watched for core::Node {
     }
 }
 
-impl Watched for networking::ServiceCIDR {
+impl Watched for wire::ServiceCidr {
+    type Api = networking::ServiceCIDR;
     type Item = ServiceCidr;
     const KIND: Kind = Kind::ServiceCidr;
     const OPTIONAL: bool = true;
 
-    fn decode(&self) -> Option<ServiceCidr> {
+    fn keep(&self) -> Option<ServiceCidr> {
         Some(decode::service_cidr(self))
     }
 
@@ -165,60 +166,54 @@ impl Watched for networking::ServiceCIDR {
     }
 }
 
-async fn watch<K: Watched>(api: Api<K>, config: watcher::Config, gate: &Gate, events: &Sender) -> Result<(), Closed> {
-    let mut stream = pin!(watcher(api, config));
-    let mut list = Vec::new();
+async fn watch<T: Watched>(selector: Selector, gate: &Gate, events: &Sender) -> Result<(), Closed> {
+    let kind = T::Api::kind(&());
+    let mut changes = ListWatch::new::<T::Api>(gate.client.clone(), selector, T::keep);
     let mut failures = 0;
     let mut listed = false;
-    while let Some(item) = stream.next().await {
-        match item {
-            Ok(event) => match event {
-                watcher::Event::Init => list.clear(),
-                watcher::Event::InitApply(object) => {
-                    gate.learn(object.servers()).await;
-                    list.extend(object.decode());
-                }
-                watcher::Event::InitDone => {
-                    failures = 0;
-                    listed = true;
-                    gate.reached();
-                    send(events, K::list(std::mem::take(&mut list))).await?;
-                }
-                watcher::Event::Apply(object) => {
-                    failures = 0;
-                    gate.heard(K::KIND);
-                    gate.learn(object.servers()).await;
-                    let event = match object.decode() {
-                        Some(item) => K::put(item),
-                        None => K::delete(decode::object_name(object.meta())),
-                    };
-                    send(events, event).await?;
-                }
-                watcher::Event::Delete(object) => {
-                    failures = 0;
-                    gate.heard(K::KIND);
-                    send(events, K::delete(decode::object_name(object.meta()))).await?;
-                }
-            },
+    loop {
+        match changes.next().await {
+            Ok(change) => {
+                failures = 0;
+                let event = match change {
+                    Change::List(items) => {
+                        listed = true;
+                        gate.reached();
+                        for item in &items {
+                            gate.learn(T::servers(item)).await;
+                        }
+                        T::list(items)
+                    }
+                    Change::Put(item) => {
+                        gate.heard(T::KIND);
+                        gate.learn(T::servers(&item)).await;
+                        T::put(item)
+                    }
+                    Change::Delete(name) => {
+                        gate.heard(T::KIND);
+                        T::delete(name)
+                    }
+                };
+                send(events, event).await?;
+            }
             Err(error) => {
                 failures += 1;
-                let absent = code(&error) == Some(404);
-                if K::OPTIONAL && (absent || is_forbidden(&error) && failures > AUTHORIZER_TRIES) {
+                let absent = error.code() == Some(404);
+                if T::OPTIONAL && (absent || is_forbidden(&error) && failures > AUTHORIZER_TRIES) {
                     if listed {
                         // What was known stays, as of any other kind.
                     } else {
-                        info!(kind = %K::kind(&()), "going on without: {}", chain(&error));
-                        send(events, K::list(Vec::new())).await?;
+                        info!(%kind, "going on without: {}", chain(&error));
+                        send(events, T::list(Vec::new())).await?;
                         listed = true;
                     }
                     sleep(gate.jittered(ABSENT_EVERY)).await;
                     continue;
                 }
-                gate.retry(&K::kind(&()), &error, failures).await;
+                gate.retry(&kind, &error, failures).await;
             }
         }
     }
-    Ok(())
 }
 
 /// The API servers themselves are the endpoints of the Service default/kubernetes.
@@ -263,11 +258,11 @@ impl Gate {
     }
 
     /// Returns when the watch should try again; `failures` of it in a row have come to nothing.
-    async fn retry(&self, kind: &str, error: &watcher::Error, failures: u32) {
-        if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
+    async fn retry(&self, kind: &str, error: &Error, failures: u32) {
+        if error.is_gone() {
             return;
         }
-        if code(error) == Some(401) {
+        if error.code() == Some(401) {
             // A token or a certificate that was good may have been replaced.
             self.servers.renew().await;
         } else if failures == ANOTHER_AFTER && !is_forbidden(error) && self.servers.count() > 1 {
@@ -342,19 +337,8 @@ impl Gate {
     }
 }
 
-fn is_forbidden(error: &watcher::Error) -> bool {
-    matches!(code(error), Some(401 | 403))
-}
-
-/// The HTTP status that the server answered with.
-fn code(error: &watcher::Error) -> Option<u16> {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => Some(status.code),
-        _ => None,
-    }
+fn is_forbidden(error: &Error) -> bool {
+    matches!(error.code(), Some(401 | 403))
 }
 
 /// An error with its causes, each said once.

@@ -7,9 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use serde::Deserialize;
@@ -19,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::{Event, Sender, decode, send};
+use super::{Event, Sender, decode, send, wire};
 use crate::object::{Node, ObjectName, Service, ServiceCidr, Slice};
 use crate::status::Status;
 
@@ -356,8 +353,8 @@ fn add(objects: &mut Objects, header: &Header, source: Source<'_>) -> Result<boo
     }
     match header.kind().as_str() {
         "v1/Service" => {
-            let object = source.read::<core::Service>()?;
-            if decode::has_label(&object.metadata, decode::OTHER_PROXY_LABEL) {
+            let object = source.read::<wire::Service>()?;
+            if decode::has_label(object.metadata.as_ref(), decode::OTHER_PROXY_LABEL) {
                 return Ok(true);
             }
             let service = decode::service(&object);
@@ -365,8 +362,8 @@ fn add(objects: &mut Objects, header: &Header, source: Source<'_>) -> Result<boo
             objects.services.push(service);
         }
         "discovery.k8s.io/v1/EndpointSlice" => {
-            let object = source.read::<discovery::EndpointSlice>()?;
-            if decode::has_label(&object.metadata, decode::HEADLESS_LABEL) {
+            let object = source.read::<wire::EndpointSlice>()?;
+            if decode::has_label(object.metadata.as_ref(), decode::HEADLESS_LABEL) {
                 return Ok(true);
             }
             let slice = decode::slice(&object)
@@ -374,11 +371,11 @@ fn add(objects: &mut Objects, header: &Header, source: Source<'_>) -> Result<boo
             known(objects.slices.iter().map(|other| &other.name), &slice.name)?;
             objects.slices.push(slice);
         }
-        "v1/Endpoints" => objects.slices.extend(decode::endpoints(&source.read::<core::Endpoints>()?)),
+        "v1/Endpoints" => objects.slices.extend(decode::endpoints(&source.read::<wire::Endpoints>()?)),
         "networking.k8s.io/v1/ServiceCIDR" => {
-            objects.service_cidrs.push(decode::service_cidr(&source.read::<networking::ServiceCIDR>()?));
+            objects.service_cidrs.push(decode::service_cidr(&source.read::<wire::ServiceCidr>()?));
         }
-        "v1/Node" => objects.nodes.push(decode::node(&source.read::<core::Node>()?)),
+        "v1/Node" => objects.nodes.push(decode::node(&source.read::<wire::Node>()?)),
         _ => return Ok(false),
     }
     Ok(true)

@@ -1,9 +1,12 @@
 //! Where the wanted state comes from. Sources only send events; they decide nothing and keep nothing that the store keeps.
 pub mod addresses;
 pub mod decode;
+pub mod encoding;
 pub mod kubernetes;
+pub mod list_watch;
 pub mod manifests;
 pub mod servers;
+pub mod wire;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -306,6 +306,16 @@ impl ControlPlane {
         })
     }
 
+    /// What the API server answers to a GET of this path in one of these types: the type that it has chosen, and the body.
+    pub fn get(&self, lab: &Lab, path: &str, accept: &str) -> Result<(String, Vec<u8>)> {
+        self.with_client(lab, async |client| {
+            let request = axum::http::Request::get(path).header("accept", accept).body(kube::client::Body::empty())?;
+            let answer = client.send(request).await?;
+            let kind = answer.headers().get("content-type").context("the answer has no content-type")?.to_str()?;
+            Ok((kind.to_owned(), answer.into_body().collect_bytes().await?.into()))
+        })
+    }
+
     /// Reason and note of each Event of the agents on a Service of the namespace `default`. The API server writes some as well,
     /// where its check of ClusterIPs meets one that is just being made.
     pub fn events(&self, lab: &Lab, service: &str) -> Result<Vec<(String, String)>> {
