@@ -97,6 +97,13 @@ pub fn cgroup_directory(wanted: Option<&Path>) -> anyhow::Result<PathBuf> {
     cgroup2_mount(path)?.with_context(|| named(" is not in a cgroup v2 hierarchy"))
 }
 
+/// How many processors are online.
+pub fn online_cpus() -> u32 {
+    // SAFETY: no pointers.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u32::try_from(online).unwrap_or(1).max(1)
+}
+
 /// Whether the directory is one of cgroup v2.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::cidrs::DetectLocalMode;
 use crate::cli::timeouts::TimeoutArgs;
 use crate::go_duration;
+use crate::host;
 use crate::plan::NodePortAddresses;
 
 /// Kube-proxy's ports for health and for metrics.
@@ -41,6 +42,8 @@ pub struct KubeProxyConfig {
     pub sync_period: Option<Duration>,
     pub oom_score_adj: Option<i32>,
     pub timeouts: TimeoutArgs,
+    /// In flows.
+    pub flow_table_size: Option<u32>,
 }
 
 /// What becomes of a field.
@@ -51,6 +54,19 @@ enum Use {
     OfMode,
     /// It has no meaning here, since ...
     No(&'static str),
+}
+
+/// kube-proxy's conntrack.maxPerCore and conntrack.min where the file has none.
+const FLOWS_A_CORE: u32 = 32_768;
+const LEAST_FLOWS: u32 = 131_072;
+/// Where neither the command line nor the file asks for more: 256 MiB.
+const MOST_FLOWS: u32 = 1 << 20;
+/// What `--flow-table-size` may be.
+pub const FLOW_TABLE_SIZES: std::ops::RangeInclusive<i64> = 64..=1 << 28;
+
+/// The flow table's size on a node with so many cores, in flows.
+pub fn default_flow_table_size(cores: u32) -> u32 {
+    FLOWS_A_CORE.saturating_mul(cores).clamp(LEAST_FLOWS, MOST_FLOWS)
 }
 
 const NO_CONNTRACK: &str = "svc has a flow table of its own (--flow-table-size), and uses no conntrack";
@@ -112,8 +128,8 @@ const FIELDS: [(&str, Use); 56] = [
     ("clusterCIDR", Use::Taken),
     ("nodePortAddresses", Use::Taken),
     ("oomScoreAdj", Use::Taken),
-    ("conntrack.maxPerCore", Use::No(NO_CONNTRACK)),
-    ("conntrack.min", Use::No(NO_CONNTRACK)),
+    ("conntrack.maxPerCore", Use::Taken),
+    ("conntrack.min", Use::Taken),
     ("conntrack.tcpEstablishedTimeout", Use::Taken),
     ("conntrack.tcpCloseWaitTimeout", Use::Taken),
     ("conntrack.tcpBeLiberal", Use::No(NO_CONNTRACK)),
@@ -188,6 +204,7 @@ pub fn parse(text: &str) -> anyhow::Result<(KubeProxyConfig, Vec<String>)> {
             conntrack_udp_timeout_stream: file.duration("conntrack.udpStreamTimeout")?,
             conntrack_sctp_timeout_established: None,
         },
+        flow_table_size: file.flow_table_size(host::online_cpus())?,
     };
     Ok((config, warnings))
 }
@@ -256,6 +273,18 @@ impl File {
             }
         }
         Ok(external_ips)
+    }
+
+    /// None where neither field is set. As kube-proxy does with them, a number a core counts for nothing where it is 0.
+    fn flow_table_size(&self, cores: u32) -> anyhow::Result<Option<u32>> {
+        let (a_core, least) = (self.get::<u32>("conntrack.maxPerCore")?, self.get::<u32>("conntrack.min")?);
+        let none_a_core = self.0.pointer("/conntrack/maxPerCore").and_then(Value::as_i64) == Some(0);
+        if none_a_core || a_core.is_none() && least.is_none() {
+            return Ok(None);
+        }
+        let size = a_core.unwrap_or(FLOWS_A_CORE).saturating_mul(cores).max(least.unwrap_or(LEAST_FLOWS));
+        let size = Some(size).filter(|size| FLOW_TABLE_SIZES.contains(&i64::from(*size)));
+        size.map(Some).with_context(|| format!("conntrack.maxPerCore, conntrack.min: there is no flow table of such a size, but of {FLOW_TABLE_SIZES:?} flows"))
     }
 
     fn text(&self, path: &str) -> anyhow::Result<Option<String>> {
@@ -363,7 +392,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case::conntrack("conntrack: { min: 131072, tcpBeLiberal: true }", &["conntrack.min", "conntrack.tcpBeLiberal"])]
+    #[case::conntrack("conntrack: { min: 131072, tcpBeLiberal: true }", &["conntrack.tcpBeLiberal"])]
     #[case::ipvs("mode: ipvs\nipvs: { strictARP: true, scheduler: rr }", &["ipvs.scheduler", "ipvs.strictARP"])]
     #[case::gates("featureGates: { SupportIPVSProxyMode: true }", &["featureGates.SupportIPVSProxyMode"])]
     #[case::a_gate_that_is_off("featureGates: { SupportIPVSProxyMode: false, AllowServiceExternalIPs: true }", &[])]
@@ -440,5 +469,31 @@ mod tests {
     #[case::nothing("")]
     fn another_file_is_refused(#[case] text: &str) {
         assert!(parse(text).is_err());
+    }
+
+    #[rstest]
+    #[case::nothing("", None)]
+    #[case::no_limit("conntrack: { maxPerCore: 0, min: 200000 }", None)]
+    #[case::a_core("conntrack: { maxPerCore: 100000 }", Some(400_000))]
+    #[case::at_least("conntrack: { maxPerCore: 1000, min: 9000 }", Some(9000))]
+    #[case::kube_proxys_least("conntrack: { maxPerCore: 1000 }", Some(131_072))]
+    #[case::kube_proxys_number_a_core("conntrack: { min: 5 }", Some(131_072))]
+    fn the_flow_table_has_room_for_what_kube_proxy_has(#[case] fields: &str, #[case] expected: Option<u32>) {
+        let file = File(serde_saphyr::from_str(&format!("{HEAD}{fields}")).unwrap());
+        assert_eq!(file.flow_table_size(4).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_flow_table_of_an_impossible_size_is_an_error_that_names_the_fields() {
+        let error = parsed("conntrack: { maxPerCore: 4000000000 }").unwrap_err();
+        assert!(format!("{error:#}").starts_with("conntrack.maxPerCore, conntrack.min: "), "{error:#}");
+    }
+
+    #[rstest]
+    #[case(1, 131_072)]
+    #[case(8, 262_144)]
+    #[case(128, 1 << 20)]
+    fn the_flow_table_grows_with_the_cores(#[case] cores: u32, #[case] expected: u32) {
+        assert_eq!(default_flow_table_size(cores), expected);
     }
 }

@@ -16,7 +16,9 @@ use tracing::{info, warn};
 use crate::cidrs::{DetectLocalMode, PodDetector};
 use crate::dataplane::{Dataplane as _, Settings, SocketLb, TcMode, XdpMode, aya};
 use crate::inspect::{MAPS, Pins};
-use crate::kube_proxy_config::{self, EXTERNAL_IPS_GATE, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT};
+use crate::kube_proxy_config::{
+    self, EXTERNAL_IPS_GATE, FLOW_TABLE_SIZES, HEALTHZ_PORT, KubeProxyConfig, METRICS_PORT, default_flow_table_size,
+};
 use crate::metrics::Exporter;
 use crate::netns::Places;
 use crate::notes::{Note, Notes};
@@ -148,9 +150,9 @@ pub struct Args {
     #[arg(long)]
     count_bytes: bool,
 
-    /// How many flows the kernel keeps track of at a time.
-    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(64..=1 << 28))]
-    flow_table_size: u32,
+    /// How many flows the kernel keeps track of at a time, at 256 bytes each [default: 32768 a core, from 131072 to 1048576].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(FLOW_TABLE_SIZES))]
+    flow_table_size: Option<u32>,
 
     /// How many Service ports, each address family counted for itself.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
@@ -194,6 +196,7 @@ pub(crate) struct Effective {
     sync_period: Duration,
     pub(super) kubeconfig: Option<PathBuf>,
     timeouts: Timeouts,
+    flow_table_size: u32,
 }
 
 impl Effective {
@@ -223,6 +226,10 @@ impl Effective {
             sync_period: args.sync_period.or(file.sync_period).unwrap_or(pace.sync_period),
             kubeconfig: args.kubeconfig.clone().or(file.kubeconfig.filter(|_| args.manifests.is_none())),
             timeouts,
+            flow_table_size: args
+                .flow_table_size
+                .or(file.flow_table_size)
+                .unwrap_or_else(|| default_flow_table_size(host::online_cpus())),
         };
         ensure!(
             effective.sync_period > Duration::ZERO && effective.min_sync_period <= effective.sync_period,
@@ -382,7 +389,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         tc: args.tc,
         socket_lb: args.socket_lb,
         bind_protection: args.node_port_bind_protection,
-        flow_table_size: args.flow_table_size,
+        flow_table_size: effective.flow_table_size,
         max_services: args.max_services,
         max_backends: args.max_backends,
         timeouts: effective.timeouts,
