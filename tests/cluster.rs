@@ -13,7 +13,7 @@ use svc_lab::control_plane::{ControlPlane, Identity, OTHER_ADDRESS};
 use svc_lab::load::{Load, Tally};
 use svc_lab::manifests::Manifests;
 use svc_lab::source::Source;
-use svc_lab::topology::{BACKENDS, CONTROL_PLANE, Lab, NODES, Network, Node};
+use svc_lab::topology::{BACKENDS, Bare, CONTROL_PLANE, Lab, NODES, Network, Node};
 
 /// Of examples/hostnames.
 pub const CLUSTER_IP: &str = "http://10.96.0.80/";
@@ -50,6 +50,17 @@ impl Cluster {
         let lab = Lab::with_network(Network::Overlay).unwrap();
         let source = Source::directory(&lab);
         Self::start(lab, source, arguments)
+    }
+
+    /// Driven by a folder of manifests, with links without headers between the nodes and to the outside; none where the kernel
+    /// has none of this kind.
+    pub fn with_bare_links(kind: Bare, arguments: &'static [&'static str]) -> Option<Self> {
+        let lab = match Lab::with_network(Network::Bare(kind)) {
+            Err(error) if format!("{error:#}").contains("Unknown device type") => return None,
+            lab => lab.unwrap(),
+        };
+        let source = Source::directory(&lab);
+        Some(Self::start(lab, source, arguments))
     }
 
     /// Driven by a folder of manifests, attached by filters as where the kernel has no tcx.

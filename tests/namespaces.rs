@@ -1,7 +1,8 @@
 //! Services of a folder of manifests, between hosts that are network namespaces: real clients, real servers.
 use std::fs;
 use std::io::Read as _;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use svc_lab::client::Options;
 use svc_lab::flood::Flood;
 use svc_lab::load::Load;
 use svc_lab::pieces;
-use svc_lab::topology::{BACKENDS, CLIENT, NODES, OUTSIDE, PORT, Pod};
+use svc_lab::topology::{BACKENDS, BARE_MTU, Bare, CLIENT, NODES, OUTSIDE, PORT, Pod, TUNNELLED};
 use svc_tests::cluster::{
     CLUSTER_IP, Cluster, NODE_PORT, REFUSED, all_backends, assert_right, becomes_right, eventually, service,
 };
@@ -181,6 +182,102 @@ fn every_backend_answers_behind_bridges_and_tunnels(#[case] arguments: &'static 
         println!("{host} -> {target}");
         cluster.expect_balanced(host, &Options::to(target), &all_backends());
     }
+}
+
+/// In a cluster for all, since it takes minutes to load the programs somewhere; what the kernel has none of is left out.
+#[rstest]
+#[case::tun(Bare::Tun, &[])]
+#[case::tun_with_only_the_nodes_sockets_translated(Bare::Tun, &["--socket-lb", "host"])]
+#[case::tun_by_filters(Bare::Tun, &["--tc", "clsact"])]
+#[case::ipip_sit_and_gre(Bare::Kernel, &["--socket-lb", "host"])]
+fn links_without_headers_are_served(#[case] kind: Bare, #[case] arguments: &'static [&'static str]) {
+    let Some(mut cluster) = Cluster::with_bare_links(kind, arguments) else {
+        println!("this kernel has no such tunnels");
+        return;
+    };
+    let [(node_v4, node_v6), _] = TUNNELLED;
+    for (host, target) in [
+        (OUTSIDE, "http://172.31.0.11:30080/".to_owned()),
+        (OUTSIDE, "http://[fd00:31::12]:30080/".to_owned()),
+        (OUTSIDE, "http://172.31.0.11:30080/bytes?n=300000".to_owned()),
+        (OUTSIDE, "http://[fd00:31::11]:30080/bytes?n=300000".to_owned()),
+        (OUTSIDE, "udp://172.31.0.12:30007".to_owned()),
+        (OUTSIDE, "udp://[fd00:31::11]:30007".to_owned()),
+        (OUTSIDE, format!("http://{node_v4}:30080/bytes?n=300000")),
+        (OUTSIDE, format!("http://[{node_v6}]:30080/bytes?n=300000")),
+        (OUTSIDE, format!("udp://{node_v4}:30007")),
+        (OUTSIDE, format!("udp://[{node_v6}]:30007")),
+        (CLIENT, CLUSTER_IP.to_owned()),
+        (CLIENT, "http://[fd00:10:96::80]/".to_owned()),
+        (CLIENT, "udp://10.96.0.7:7".to_owned()),
+        (NODE_A, CLUSTER_IP.to_owned()),
+    ] {
+        println!("{host} -> {target}");
+        cluster.expect_balanced(host, &Options::to(target), &all_backends());
+    }
+
+    // By either way in, to either node's backends: pieces that overtake the first, and what is too large for the next link.
+    for backend in ["a1", "b1"] {
+        cluster.change(|manifests| {
+            *manifests = svc_lab::manifests::Manifests::hostnames().unwrap();
+            all_backends().into_iter().filter(|pod| *pod != backend).for_each(|pod| manifests.remove_pod(pod));
+        });
+        for target in [format!("{node_v4}:30007"), format!("[{node_v6}]:30007"), "172.31.0.11:30007".to_owned()] {
+            println!("{target} -> {backend}");
+            cluster.expect_soon(OUTSIDE, &format!("udp://{target}"), &[backend]);
+            let target: SocketAddr = target.parse().unwrap();
+            let payload: Vec<u8> = (0..2500).map(|n| (n % 251) as u8).collect();
+            for order in [[0, 1, 2], [2, 1, 0]] {
+                let answer = pieces::exchange(&cluster.lab, OUTSIDE, target, &payload, &order);
+                let answer = answer.unwrap_or_else(|error| panic!("{order:?}: {error:#}"));
+                assert!(answer.starts_with(backend.as_bytes()) && answer.ends_with(&payload), "{order:?}");
+            }
+            if backend == "b1" {
+                assert_eq!(path_mtu(&cluster, OUTSIDE, target), i32::from(BARE_MTU));
+            }
+        }
+    }
+
+    cluster.change(|manifests| manifests.remove_pod("b1"));
+    for host in [node_v4.to_string(), format!("[{node_v6}]")] {
+        cluster.expect_failure_soon(OUTSIDE, &Options::to(format!("http://{host}:30080/")), REFUSED);
+        let datagram = Options::to(format!("udp://{host}:30007"));
+        cluster.expect_failure_soon(OUTSIDE, &datagram, "receive: ConnectionRefused");
+    }
+}
+
+/// What a datagram that fills the first link is told to be too large for.
+#[track_caller]
+fn path_mtu(cluster: &Cluster, host: &str, target: SocketAddr) -> i32 {
+    const ASK: [(i32, i32, i32); 2] = [
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_MTU),
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_MTU),
+    ];
+    let (level, discover, mtu) = ASK[usize::from(target.is_ipv6())];
+    let told = cluster.lab.namespace(host).unwrap().inside(|| {
+        let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(target)?;
+        let set = |value: i32| {
+            // SAFETY: the option is a number.
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, discover, (&raw const value).cast(), 4) }
+        };
+        assert_eq!(set(libc::IP_PMTUDISC_DO), 0, "{}", std::io::Error::last_os_error());
+        let get = || {
+            let (mut value, mut length) = (0i32, 4);
+            // SAFETY: the option is a number.
+            unsafe { libc::getsockopt(socket.as_raw_fd(), level, mtu, (&raw mut value).cast(), &raw mut length) };
+            value
+        };
+        let first = get();
+        let _ = socket.send(&vec![0; first as usize - 48]);
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while get() == first && std::time::Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(get())
+    });
+    told.unwrap()
 }
 
 #[rstest]

@@ -10,12 +10,14 @@ use std::thread;
 
 use anyhow::Context as _;
 use aya::Ebpf;
+use aya::maps::HashMap;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{
     CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp,
     XdpMode as AyaXdpMode,
 };
+use nix::net::if_::if_nametoindex;
 
 use crate::dataplane::{TcMode, XdpMode};
 use crate::filters::Filters;
@@ -36,9 +38,33 @@ pub struct SocketHooks {
     pub wanted: Vec<&'static str>,
 }
 
-/// The two directions of an uplink, each a program and the beginning of its links' pins.
-const UPLINK_DIRECTIONS: [(&str, TcAttachType); 2] =
-    [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)];
+/// One direction of an interface.
+#[derive(Clone, Copy)]
+struct Direction {
+    /// The beginning of its links' pins.
+    pin: &'static str,
+    program: &'static str,
+    kind: TcAttachType,
+}
+
+const fn direction(pin: &'static str, program: &'static str, kind: TcAttachType) -> Direction {
+    Direction { pin, program, kind }
+}
+
+const INGRESS: Direction = direction("ingress", "ingress", TcAttachType::Ingress);
+const EGRESS: Direction = direction("egress", "egress", TcAttachType::Egress);
+const POD_DIRECTIONS: [Direction; 2] = [
+    direction("pod_ingress", "pod_ingress", TcAttachType::Ingress),
+    direction("pod_egress", "pod_egress", TcAttachType::Egress),
+];
+
+fn uplink_directions(uplink: &str) -> [Direction; 2] {
+    if host::has_link_header(uplink) {
+        [INGRESS, EGRESS]
+    } else {
+        [Direction { program: "bare_ingress", ..INGRESS }, Direction { program: "bare_egress", ..EGRESS }]
+    }
+}
 
 /// Loads the programs that these settings take, several at a time: the kernel's verifier has a while to do for each.
 ///
@@ -47,9 +73,12 @@ const UPLINK_DIRECTIONS: [(&str, TcAttachType); 2] =
 pub fn load(ebpf: &mut Ebpf, uplinks: &[String], xdp: XdpMode, hooks: &[&str]) -> anyhow::Result<()> {
     // Each takes some of the memory that the agent may have.
     const AT_A_TIME: usize = 4;
-    let directions = UPLINK_DIRECTIONS.iter().chain(&POD_DIRECTIONS).map(|(direction, _)| *direction);
-    let mut wanted: BTreeSet<String> =
-        directions.chain(hooks.iter().copied()).map(|name| format!("svc_{name}")).collect();
+    let directions = uplinks.iter().flat_map(|uplink| uplink_directions(uplink)).chain(POD_DIRECTIONS);
+    let mut wanted: BTreeSet<String> = directions
+        .map(|direction| direction.program)
+        .chain(hooks.iter().copied())
+        .map(|name| format!("svc_{name}"))
+        .collect();
     if uplinks.iter().any(|uplink| wanted_xdp(uplink, xdp).is_some()) {
         wanted.insert(XDP.to_owned());
     }
@@ -101,6 +130,9 @@ fn refusal(error: ProgramError) -> anyhow::Error {
     }
 }
 
+/// The kernel part's own list of interfaces without link headers.
+const BARE_LINKS: &str = "BARE_LINKS";
+
 /// How programs stand at interfaces' two sides.
 pub struct Interfaces {
     links: PathBuf,
@@ -112,7 +144,7 @@ impl Interfaces {
     /// # Errors
     /// Where tcx is wanted and the kernel has none.
     pub fn new(ebpf: &mut Ebpf, bpffs: &Path, mode: TcMode) -> anyhow::Result<Self> {
-        let tcx = mode != TcMode::Clsact && sys::has_tcx(classifier(ebpf, "ingress")?.fd()?.as_fd());
+        let tcx = mode != TcMode::Clsact && sys::has_tcx(classifier(ebpf, POD_DIRECTIONS[0].program)?.fd()?.as_fd());
         anyhow::ensure!(tcx || mode != TcMode::Tcx, "--tc tcx: this kernel has no tcx, which came with Linux 6.6");
         if !tcx {
             tracing::info!("attaching to interfaces by filters on a clsact qdisc");
@@ -122,15 +154,25 @@ impl Interfaces {
 
     /// The new way first, then the other one away: in between a packet meets both programs, and what the second does to it
     /// is undone for its reply.
-    fn attach(&self, ebpf: &mut Ebpf, interface: &str, direction: &str, kind: TcAttachType) -> anyhow::Result<()> {
-        let name = pin_name(direction, interface);
+    fn attach(&self, ebpf: &mut Ebpf, interface: &str, direction: Direction) -> anyhow::Result<()> {
+        let name = pin_name(direction.pin, interface);
         if self.tcx {
-            tcx(ebpf, &self.links, interface, direction, kind)?;
+            tcx(ebpf, &self.links, interface, direction)?;
             self.filters.remove(&name)
         } else {
-            self.filters.put(&name, classifier(ebpf, direction)?.fd()?.as_fd())?;
+            self.filters.put(&name, classifier(ebpf, direction.program)?.fd()?.as_fd())?;
             remove_pin(&self.links.join(&name))
         }
+    }
+
+    fn attach_uplink(&self, ebpf: &mut Ebpf, uplink: &str, direction: Direction) -> anyhow::Result<()> {
+        if !host::has_link_header(uplink) {
+            let index = if_nametoindex(uplink).with_context(|| format!("the interface {uplink}"))?;
+            let map = ebpf.map_mut(BARE_LINKS).with_context(|| format!("no map {BARE_LINKS}"))?;
+            let mut links: HashMap<_, u32, u32> = HashMap::try_from(map)?;
+            links.insert(index, 1, 0).with_context(|| format!("writing the map {BARE_LINKS}"))?;
+        }
+        self.attach(ebpf, uplink, direction)
     }
 
     /// Whether the program in the kernel at this place, which has this pin or record, is ours.
@@ -170,10 +212,6 @@ pub struct Programs {
     with_xdp: BTreeSet<String>,
 }
 
-/// The two directions of a pod's interface, each a program and the beginning of its links' pins.
-const POD_DIRECTIONS: [(&str, TcAttachType); 2] =
-    [("pod_ingress", TcAttachType::Ingress), ("pod_egress", TcAttachType::Egress)];
-
 impl Programs {
     /// Attaches what [`load`] has loaded to the uplinks and to the cgroup; to pods' interfaces as those come.
     ///
@@ -189,8 +227,8 @@ impl Programs {
         let mut with_xdp = BTreeSet::new();
         // Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.
         for uplink in &uplinks {
-            for (direction, kind) in UPLINK_DIRECTIONS {
-                interfaces.attach(&mut ebpf, uplink, direction, kind)?;
+            for direction in uplink_directions(uplink) {
+                interfaces.attach_uplink(&mut ebpf, uplink, direction)?;
             }
             if attach_xdp(&mut ebpf, &interfaces.links, uplink, xdp)? {
                 with_xdp.insert(uplink.clone());
@@ -210,8 +248,8 @@ impl Programs {
     /// The program, the place and what the kernel said.
     pub fn attach_pod(&mut self, interface: &str) -> anyhow::Result<()> {
         POD_DIRECTIONS
-            .iter()
-            .try_for_each(|(direction, kind)| self.interfaces.attach(&mut self.ebpf, interface, direction, *kind))
+            .into_iter()
+            .try_for_each(|direction| self.interfaces.attach(&mut self.ebpf, interface, direction))
     }
 
     /// Attaches again what somebody else has detached, or what went with an interface that is back. Returns the pins of
@@ -220,10 +258,10 @@ impl Programs {
         let mut results = Vec::new();
         let Programs { ebpf, interfaces, uplinks, xdp, sockets, with_xdp } = self;
         for uplink in uplinks.iter().filter(|uplink| host::exists(uplink)) {
-            for (direction, kind) in UPLINK_DIRECTIONS {
-                let name = pin_name(direction, uplink);
-                if !interfaces.is_attached(ebpf, &name, direction) {
-                    results.push((name, interfaces.attach(ebpf, uplink, direction, kind)));
+            for direction in uplink_directions(uplink) {
+                let name = pin_name(direction.pin, uplink);
+                if !interfaces.is_attached(ebpf, &name, direction.program) {
+                    results.push((name, interfaces.attach_uplink(ebpf, uplink, direction)));
                 }
             }
             let name = pin_name("xdp", uplink);
@@ -242,12 +280,12 @@ impl Programs {
     /// [`Programs::repair`] for a pod's interface.
     pub fn repair_pod(&mut self, interface: &str) -> Vec<(String, anyhow::Result<()>)> {
         let Programs { ebpf, interfaces, .. } = self;
-        let directions =
-            POD_DIRECTIONS.into_iter().map(|(direction, kind)| (pin_name(direction, interface), direction, kind));
-        directions
-            .filter_map(|(name, direction, kind)| {
-                let is_attached = interfaces.is_attached(ebpf, &name, direction);
-                (!is_attached).then(|| (name, interfaces.attach(ebpf, interface, direction, kind)))
+        POD_DIRECTIONS
+            .into_iter()
+            .map(|direction| (pin_name(direction.pin, interface), direction))
+            .filter_map(|(name, direction)| {
+                let is_attached = interfaces.is_attached(ebpf, &name, direction.program);
+                (!is_attached).then(|| (name, interfaces.attach(ebpf, interface, direction)))
             })
             .collect()
     }
@@ -259,10 +297,10 @@ impl Programs {
     pub fn forget_all_but(&self, interfaces: &BTreeSet<&str>) -> anyhow::Result<()> {
         let kept: BTreeSet<String> = POD_DIRECTIONS
             .iter()
-            .flat_map(|(direction, _)| interfaces.iter().map(move |interface| pin_name(direction, interface)))
+            .flat_map(|direction| interfaces.iter().map(move |interface| pin_name(direction.pin, interface)))
             .collect();
         for name in self.interfaces.names()? {
-            let pods = POD_DIRECTIONS.iter().any(|(direction, _)| name.starts_with(&format!("{direction}-")));
+            let pods = POD_DIRECTIONS.iter().any(|direction| name.starts_with(&format!("{}-", direction.pin)));
             if pods && !kept.contains(&name) {
                 self.interfaces.remove(&name)?;
             }
@@ -337,22 +375,22 @@ fn socket_hook(ebpf: &mut Ebpf, links: &Path, cgroup: &File, hook: &str) -> anyh
     pin(program.take_link(id)?.try_into()?, &path)
 }
 
-fn tcx(ebpf: &mut Ebpf, links: &Path, uplink: &str, direction: &str, kind: TcAttachType) -> anyhow::Result<()> {
-    let program = classifier(ebpf, direction)?;
-    let path = links.join(pin_name(direction, uplink));
+fn tcx(ebpf: &mut Ebpf, links: &Path, interface: &str, direction: Direction) -> anyhow::Result<()> {
+    let program = classifier(ebpf, direction.program)?;
+    let path = links.join(pin_name(direction.pin, interface));
     if take_over(&path, program.fd()?.as_fd())? {
         return Ok(());
     }
     let id = program
-        .attach_with_options(uplink, kind, TcAttachOptions::TcxOrder(LinkOrder::default()))
-        .with_context(|| format!("attaching svc_{direction} to {uplink}"))?;
+        .attach_with_options(interface, direction.kind, TcAttachOptions::TcxOrder(LinkOrder::default()))
+        .with_context(|| format!("attaching svc_{} to {interface}", direction.program))?;
     let link: SchedClassifierLink = program.take_link(id)?;
     pin(link.try_into()?, &path)
 }
 
 /// The loaded program.
-fn classifier<'a>(ebpf: &'a mut Ebpf, direction: &str) -> anyhow::Result<&'a mut SchedClassifier> {
-    let name = format!("svc_{direction}");
+fn classifier<'a>(ebpf: &'a mut Ebpf, program: &str) -> anyhow::Result<&'a mut SchedClassifier> {
+    let name = format!("svc_{program}");
     Ok(ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?.try_into()?)
 }
 
@@ -361,6 +399,7 @@ const XDP: &str = "svc_xdp";
 /// None: without.
 fn wanted_xdp(uplink: &str, mode: XdpMode) -> Option<AyaXdpMode> {
     match mode {
+        _ if !host::has_link_header(uplink) => None,
         XdpMode::Off => None,
         XdpMode::Generic => Some(AyaXdpMode::Skb),
         XdpMode::Native => Some(AyaXdpMode::Driver),
@@ -372,7 +411,12 @@ fn wanted_xdp(uplink: &str, mode: XdpMode) -> Option<AyaXdpMode> {
 /// Returns whether there is an XDP program then.
 fn attach_xdp(ebpf: &mut Ebpf, links: &Path, uplink: &str, mode: XdpMode) -> anyhow::Result<bool> {
     let path = links.join(pin_name("xdp", uplink));
-    let Some(wanted) = wanted_xdp(uplink, mode) else { return remove_pin(&path).map(|()| false) };
+    let Some(wanted) = wanted_xdp(uplink, mode) else {
+        if mode != XdpMode::Off && !host::has_link_header(uplink) {
+            tracing::info!(uplink, "no link headers here, and no XDP: tc does the work alone");
+        }
+        return remove_pin(&path).map(|()| false);
+    };
     let program: &mut Xdp = ebpf.program_mut(XDP).with_context(|| format!("no program {XDP}"))?.try_into()?;
     if take_over(&path, program.fd()?.as_fd())? {
         return Ok(true);

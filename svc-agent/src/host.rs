@@ -164,7 +164,7 @@ pub fn exists(name: &str) -> bool {
 }
 
 /// The interfaces to serve: `wanted`, or those that lead out of the node, by a default route or a network card, and after them
-/// the tunnels that lead to other nodes' pods.
+/// the tunnels, which lead to other nodes' pods and to clients.
 ///
 /// # Errors
 /// Where one does not exist, or none is found.
@@ -181,7 +181,7 @@ pub fn uplinks(wanted: &[String]) -> anyhow::Result<Vec<String>> {
     found.dedup();
     found.retain(|name| exists(name));
     ensure!(!found.is_empty(), "no interface with an address leads out of this node: name one with --uplink");
-    let tunnels = interface_names()?.into_iter().filter(|name| is_ethernet_tunnel(name) && !found.contains(name));
+    let tunnels = interface_names()?.into_iter().filter(|name| is_served_tunnel(name) && !found.contains(name));
     Ok(found.iter().cloned().chain(tunnels).collect())
 }
 
@@ -191,9 +191,51 @@ pub fn is_hardware(name: &str) -> bool {
     driver(name).is_some_and(|(_, bus)| !["", "N/A", "tun", "tap"].contains(&bus.as_str()))
 }
 
+/// Whether the interface is a tunnel that is served where no uplink is named.
+fn is_served_tunnel(name: &str) -> bool {
+    // Those without link headers that nobody uses (tunl0, sit0) are down.
+    is_ethernet_tunnel(name)
+        || (tunnel_headers(name).is_some() && interface_flags(name).contains(InterfaceFlags::IFF_UP))
+}
+
 /// Whether the interface is a tunnel whose packets have link headers.
-pub fn is_ethernet_tunnel(name: &str) -> bool {
+fn is_ethernet_tunnel(name: &str) -> bool {
     driver(name).is_some_and(|(driver, _)| driver == "vxlan" || driver == "geneve")
+}
+
+/// Of a tunnel: how many bytes it puts around a packet at least; 0 where that is not known. None for other interfaces.
+pub fn tunnel_headers(name: &str) -> Option<u32> {
+    // In the link header's place a GRE tunnel without a remote end of its own has the outer headers, which are not followed.
+    let has_remote_end = || interface_flags(name).contains(InterfaceFlags::IFF_POINTOPOINT);
+    match link_type(name)? {
+        libc::ARPHRD_TUNNEL | libc::ARPHRD_SIT => Some(20),
+        libc::ARPHRD_IPGRE => has_remote_end().then_some(24),
+        libc::ARPHRD_TUNNEL6 => Some(40),
+        ARPHRD_IP6GRE => has_remote_end().then_some(44),
+        libc::ARPHRD_NONE => Some(0),
+        _ => is_ethernet_tunnel(name).then_some(50),
+    }
+}
+
+const ARPHRD_IP6GRE: u16 = 823;
+const ARPHRD_RAWIP: u16 = 519;
+
+/// Whether the interface's packets start with a link header: the kernel takes none off before it sends them there
+/// (dev_is_mac_header_xmit) otherwise.
+pub fn has_link_header(name: &str) -> bool {
+    !matches!(
+        link_type(name),
+        Some(
+            libc::ARPHRD_TUNNEL
+                | libc::ARPHRD_TUNNEL6
+                | libc::ARPHRD_SIT
+                | libc::ARPHRD_IPGRE
+                | ARPHRD_IP6GRE
+                | libc::ARPHRD_NONE
+                | ARPHRD_RAWIP
+                | libc::ARPHRD_PPP
+        )
+    )
 }
 
 /// The names of the interface's driver and of its place on a bus. Asked by ioctl and not of sysfs, which may be another
@@ -231,6 +273,24 @@ fn driver(name: &str) -> Option<(String, String)> {
 
 /// The largest packet that the interface takes, without its link header; none where it is not told.
 pub fn mtu(name: &str) -> Option<u32> {
+    // SAFETY: the answer's field of this question.
+    ask(name, libc::SIOCGIFMTU).map(|answer| unsafe { answer.ifr_ifru.ifru_mtu }.cast_unsigned())
+}
+
+/// ARPHRD_* of linux/if_arp.h.
+fn link_type(name: &str) -> Option<u16> {
+    // SAFETY: as above.
+    ask(name, libc::SIOCGIFHWADDR).map(|answer| unsafe { answer.ifr_ifru.ifru_hwaddr }.sa_family)
+}
+
+fn interface_flags(name: &str) -> InterfaceFlags {
+    // SAFETY: as above.
+    let flags = ask(name, libc::SIOCGIFFLAGS).map_or(0, |answer| unsafe { answer.ifr_ifru.ifru_flags });
+    InterfaceFlags::from_bits_truncate(flags.into())
+}
+
+/// What the kernel says of an interface, by ioctl; see netdevice(7).
+fn ask(name: &str, what: libc::c_ulong) -> Option<libc::ifreq> {
     let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).ok()?;
     // SAFETY: all zeros is a value of this plain struct.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -241,9 +301,8 @@ pub fn mtu(name: &str) -> Option<u32> {
         *to = from.cast_signed();
     }
     // SAFETY: the request is the kernel's own struct.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) };
-    // SAFETY: the answer's field of this question.
-    (result == 0).then(|| unsafe { request.ifr_ifru.ifru_mtu }.cast_unsigned())
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), what as _, &raw mut request) };
+    (result == 0).then_some(request)
 }
 
 fn interface_names() -> anyhow::Result<Vec<String>> {

@@ -18,3 +18,16 @@ pub fn opaque(word: u64) -> u64 {
     };
     word
 }
+
+/// [`opaque`], made anew each time that it is asked for: what is known by then is not kept on the stack for later.
+#[inline(always)]
+pub fn anew(word: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    let word = {
+        let mut word = word;
+        // SAFETY: as above.
+        unsafe { core::arch::asm!("{0} = {0}", inlateout(reg) word, options(nomem, nostack)) };
+        word
+    };
+    word
+}

@@ -7,6 +7,7 @@
 
 pub mod family;
 pub mod forward;
+pub mod linkless;
 pub mod negative;
 pub mod open;
 pub mod packet;

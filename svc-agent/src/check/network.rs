@@ -6,8 +6,6 @@ use nix::ifaddrs::getifaddrs;
 use super::Finding;
 use crate::host;
 
-/// What VXLAN and GENEVE put around a packet of IPv4.
-const TUNNEL_HEADERS: u32 = 50;
 /// The least that IPv6 asks of a link (RFC 8200).
 const LEAST_MTU: u32 = 1280;
 
@@ -20,7 +18,8 @@ pub struct Uplink {
     /// Whether it has an address that other hosts can use.
     pub v4: bool,
     pub v6: bool,
-    pub tunnel: bool,
+    /// [`host::tunnel_headers`].
+    pub tunnel: Option<u32>,
 }
 
 /// The uplinks that an agent with `--uplink wanted` would serve.
@@ -53,7 +52,8 @@ fn uplink(name: &str) -> Uplink {
         v4 |= address.as_sockaddr_in().is_some();
         v6 |= address.as_sockaddr_in6().is_some_and(|address| !address.ip().is_unicast_link_local());
     }
-    Uplink { name: name.to_owned(), mtu: host::mtu(name), v4, v6, tunnel: host::is_ethernet_tunnel(name) }
+    let tunnel = host::tunnel_headers(name);
+    Uplink { name: name.to_owned(), mtu: host::mtu(name), v4, v6, tunnel }
 }
 
 /// Packets to backends elsewhere leave by an uplink, and through a tunnel they leave by two.
@@ -68,17 +68,20 @@ pub fn mtu(uplinks: &[Uplink]) -> Finding {
             format!("ip link set {} mtu {LEAST_MTU}, or more: IPv6 does not work with {mtu}", uplink.name),
         );
     }
-    let narrowest = mtus.iter().filter(|(uplink, _)| !uplink.tunnel).map(|(_, mtu)| *mtu).min();
-    let too_wide = mtus.iter().find(|(uplink, mtu)| {
-        uplink.tunnel && narrowest.is_some_and(|narrowest| mtu.saturating_add(TUNNEL_HEADERS) > narrowest)
+    let narrowest = mtus.iter().filter(|(uplink, _)| uplink.tunnel.is_none()).map(|(_, mtu)| *mtu).min();
+    let too_wide = narrowest.and_then(|narrowest| {
+        mtus.iter().find_map(|(uplink, mtu)| {
+            let room = narrowest.saturating_sub(uplink.tunnel?);
+            (*mtu > room).then_some((uplink, room))
+        })
     });
-    match (too_wide, narrowest) {
-        (Some((tunnel, _)), Some(narrowest)) => Finding::warning(
+    match too_wide {
+        Some((tunnel, room)) => Finding::warning(
             CHECK,
             format!("{found}: what fills {} does not fit the link below it", tunnel.name),
-            format!("ip link set {} mtu {}", tunnel.name, narrowest - TUNNEL_HEADERS),
+            format!("ip link set {} mtu {room}", tunnel.name),
         ),
-        _ => Finding::ok(CHECK, found),
+        None => Finding::ok(CHECK, found),
     }
 }
 
@@ -196,7 +199,9 @@ mod tests {
     use rstest::rstest;
 
     fn uplink(name: &str, mtu: u32) -> Uplink {
-        Uplink { name: name.to_owned(), mtu: Some(mtu), v4: true, v6: false, tunnel: name.starts_with("vxlan") }
+        let headers = [("vxlan", 50), ("tunl", 20), ("tun", 0)];
+        let tunnel = headers.iter().find(|(kind, _)| name.starts_with(kind)).map(|(_, headers)| *headers);
+        Uplink { name: name.to_owned(), mtu: Some(mtu), v4: true, v6: false, tunnel }
     }
 
     fn proc(settings: &[(&str, &str)]) -> tempfile::TempDir {
@@ -212,6 +217,9 @@ mod tests {
     #[rstest]
     #[case::one(&[uplink("eth0", 1500)], Grade::Ok)]
     #[case::tunnel_that_fits(&[uplink("eth0", 1500), uplink("vxlan0", 1450)], Grade::Ok)]
+    #[case::ipip_that_fits(&[uplink("eth0", 1500), uplink("tunl0", 1480)], Grade::Ok)]
+    #[case::ipip_that_does_not(&[uplink("eth0", 1500), uplink("tunl0", 1500)], Grade::Warning)]
+    #[case::unknown(&[uplink("eth0", 1500), uplink("tun0", 1500)], Grade::Ok)]
     #[case::tunnel_that_does_not(&[uplink("eth0", 1500), uplink("vxlan0", 1500)], Grade::Warning)]
     #[case::too_narrow_for_ipv6(&[Uplink { v6: true, ..uplink("eth0", 1200) }], Grade::Warning)]
     fn a_tunnel_is_narrower_than_what_it_goes_by(#[case] uplinks: &[Uplink], #[case] expected: Grade) {

@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/svc")]
     pub(super) bpffs: PathBuf,
 
-    /// An interface to the network [default: network cards, those with a default route, VXLAN and GENEVE tunnels].
+    /// An interface to the network [default: network cards, those with a default route, and tunnels].
     #[arg(long = "uplink", value_name = "IFACE")]
     pub(super) uplinks: Vec<String>,
 

@@ -1,4 +1,5 @@
 //! Bound to the kernel: one file a kind of hook, and every map in `maps.rs`.
+mod bare;
 mod global;
 mod hops;
 #[cfg(feature = "log")]

@@ -15,10 +15,10 @@ use svc_ebpf::parse::Headers;
 
 use super::maps::Maps;
 
-/// Bytes, link header included: what the largest common links take.
+/// Bytes, with the link header where there is one: what the largest common links take.
 const LARGEST: usize = 9216;
 /// The least that has an IPv4 header.
-const SMALLEST: usize = 34;
+const SMALLEST: usize = 20;
 /// Of one datagram.
 const PIECES: u32 = 8;
 

@@ -11,7 +11,7 @@ use svc_ebpf::Tables;
 use svc_ebpf::forward::{Hop, source};
 use svc_ebpf::parse::Headers;
 
-use super::hops;
+use super::{bare, hops};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -34,8 +34,13 @@ pub(super) fn way<T: Tables>(
     }
     route(context, length, headers, dst, hop)?;
     hop.source = source(tables, dst.is_v4(), hop.ifindex);
+    let is_bare = bare::is_bare(hop.ifindex);
+    if is_bare {
+        // Of such a neighbour the kernel tells the tunnel's own address, if any.
+        hop.macs = [0; 6];
+    }
     // Without a length the MTU is another one.
-    if length != 0 && hop.is_resolved() {
+    if length != 0 && (is_bare || hop.is_resolved()) {
         hops::keep(moment, dst, interface, hop);
     }
     Ok(())

@@ -20,7 +20,7 @@ use super::{at, monitor, pieces, route};
 
 /// Not judged here: the next program, or the stack, goes on with it.
 const NEXT: i32 = TC_ACT_UNSPEC;
-const DROP: i32 = TC_ACT_SHOT as i32;
+pub(super) const DROP: i32 = TC_ACT_SHOT as i32;
 
 /// In a packet's tc_index, which nothing but classful queues' own filters uses: it was translated and sent on, and the egresses
 /// that it passes now, more than one where interfaces are stacked, have nothing to do. Taken off where the packet comes in
@@ -30,7 +30,38 @@ const SENT_ON: u32 = 0x5ec0;
 /// What has to be in the linear part of the buffer: an ICMPv6 error's headers, those that it quotes, and options.
 const HEADERS: u32 = 256;
 
-struct Skb<'a>(&'a TcContext);
+pub(super) struct Skb<'a>(pub(super) &'a TcContext);
+
+/// A packet in the stack, by whether its link has a header.
+pub(super) trait Met<'a>: Resize {
+    fn of(context: &'a TcContext) -> Self;
+
+    /// Sends it on by `scratch.hop`.
+    fn transmit(context: &TcContext, scratch: &Scratch) -> i32;
+
+    /// Sends a refused packet back to where it came from.
+    fn back(&self, from: From) -> i32;
+}
+
+impl<'a> Met<'a> for Skb<'a> {
+    #[inline(always)]
+    fn of(context: &'a TcContext) -> Self {
+        Skb(context)
+    }
+
+    #[inline(always)]
+    fn transmit(context: &TcContext, scratch: &Scratch) -> i32 {
+        transmit(context, &scratch.hop)
+    }
+
+    #[inline(always)]
+    fn back(&self, from: From) -> i32 {
+        // What was about to leave goes back up this node's stack.
+        let flags = if from == From::Host { BPF_F_INGRESS as u64 } else { 0 };
+        // SAFETY: plain values.
+        unsafe { bpf_redirect(self.ifindex(), flags) as i32 }
+    }
+}
 
 impl Skb<'_> {
     /// Where the linear part of the packet starts and ends. Read anew each time: moved away from its use, a load would be
@@ -48,6 +79,21 @@ impl Skb<'_> {
     fn is_gso(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.0.skb.skb).gso_segs > 1 }
+    }
+
+    /// [`Packet::route`] for a packet of `length` bytes without its link header.
+    #[inline(always)]
+    pub(super) fn way<T: Tables>(
+        &self,
+        length: u32,
+        tables: &T,
+        headers: &Headers,
+        dst: &Addr,
+        hop: &mut Hop,
+    ) -> Result<(), Reason> {
+        // Segments are cut to the next link's size by the stack.
+        let length = if self.is_gso() { 0 } else { length as u16 };
+        route::way(self.0.as_ptr(), tables, length, self.ifindex(), headers, dst, hop)
     }
 }
 
@@ -105,9 +151,7 @@ impl Packet for Skb<'_> {
 
     #[inline(always)]
     fn route<T: Tables>(&mut self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
-        // Segments are cut to the next link's size by the stack.
-        let length = if self.is_gso() { 0 } else { self.size().wrapping_sub(ETHERNET as u32) as u16 };
-        route::way(self.0.as_ptr(), tables, length, self.ifindex(), headers, dst, hop)
+        self.way(self.size().wrapping_sub(ETHERNET as u32), tables, headers, dst, hop)
     }
 }
 
@@ -137,7 +181,7 @@ fn pull(context: &TcContext) -> bool {
 }
 
 #[inline(always)]
-fn transmit(context: &TcContext, hop: &Hop) -> i32 {
+pub(super) fn transmit(context: &TcContext, hop: &Hop) -> i32 {
     // SAFETY: the program's own context, and plain values.
     unsafe {
         (*context.skb.skb).tc_index = SENT_ON;
@@ -151,19 +195,10 @@ fn transmit(context: &TcContext, hop: &Hop) -> i32 {
     }
 }
 
-/// Sends a refused packet back to where it came from.
-#[inline(always)]
-fn back(packet: &Skb<'_>, from: From) -> i32 {
-    // What was about to leave goes back up this node's stack.
-    let flags = if from == From::Host { BPF_F_INGRESS as u64 } else { 0 };
-    // SAFETY: plain values.
-    unsafe { bpf_redirect(packet.ifindex(), flags) as i32 }
-}
-
 /// The one place where a reason becomes a verdict.
 #[inline(never)]
-fn refuse(context: &TcContext, scratch: &Scratch, reason: Reason) -> i32 {
-    let packet = &mut Skb(context);
+fn refuse<'a, P: Met<'a>>(context: &'a TcContext, scratch: &Scratch, reason: Reason) -> i32 {
+    let packet = &mut P::of(context);
     // As it came: a rejection makes another packet of it.
     let (bytes, ifindex) = (packet.size(), packet.ifindex());
     let verdict = match reason {
@@ -174,7 +209,7 @@ fn refuse(context: &TcContext, scratch: &Scratch, reason: Reason) -> i32 {
                 return DROP;
             }
             match reject::reject(packet, &scratch.headers, &scratch.hop, reason) {
-                Ok(()) => back(packet, scratch.headers.from),
+                Ok(()) => packet.back(scratch.headers.from),
                 Err(_) => DROP,
             }
         }
@@ -205,31 +240,31 @@ fn refuse(context: &TcContext, scratch: &Scratch, reason: Reason) -> i32 {
 }
 
 #[inline(always)]
-fn settle(context: &TcContext, scratch: &mut Scratch, found: Result<(), Reason>) -> i32 {
-    match found.and_then(|()| translate(context, scratch)) {
+fn settle<'a, P: Met<'a>>(context: &'a TcContext, scratch: &mut Scratch, found: Result<(), Reason>) -> i32 {
+    match found.and_then(|()| translate::<P>(context, scratch)) {
         Ok(Next::Stack) => NEXT,
-        Ok(Next::Send) => transmit(context, &scratch.hop),
+        Ok(Next::Send) => P::transmit(context, scratch),
         Ok(Next::Reenter) => {
             let uplink = Maps.config().uplink;
             // SAFETY: plain values.
             if uplink == 0 { NEXT } else { unsafe { bpf_redirect(uplink, BPF_F_INGRESS as u64) as i32 } }
         }
-        Err(reason) => refuse(context, scratch, reason),
+        Err(reason) => refuse::<P>(context, scratch, reason),
     }
 }
 
 #[classifier]
 pub fn svc_ingress(context: TcContext) -> i32 {
-    come_in(&context, From::Network)
+    come_in::<Skb<'_>>(&context, From::Network)
 }
 
 #[classifier]
 pub fn svc_pod_ingress(context: TcContext) -> i32 {
-    come_in(&context, From::Pod)
+    come_in::<Skb<'_>>(&context, From::Pod)
 }
 
 #[inline(always)]
-fn come_in(context: &TcContext, from: From) -> i32 {
+pub(super) fn come_in<'a, P: Met<'a>>(context: &'a TcContext, from: From) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: the program's own context.
     unsafe {
@@ -237,14 +272,14 @@ fn come_in(context: &TcContext, from: From) -> i32 {
             (*skb).tc_index = 0;
         }
     }
-    if is_known(context) {
+    if is_known::<P>(context) {
         return NEXT;
     }
     let Some(scratch) = scratch(Hook::Ingress) else { return NEXT };
     scratch.headers.from = from;
-    let mut found = ingress(context, scratch);
+    let mut found = ingress::<P>(context, scratch);
     if found == Err(Reason::Truncated) && pull(context) {
-        found = ingress(context, scratch);
+        found = ingress::<P>(context, scratch);
     }
     if scratch.headers.fragment == FRAGMENT_FIRST && pieces::release(context, &scratch.headers) {
         return DROP;
@@ -254,53 +289,53 @@ fn come_in(context: &TcContext, from: From) -> i32 {
             Maps.count(Reason::FragmentKept, context.len());
             return DROP;
         }
-        found = ingress(context, scratch);
+        found = ingress::<P>(context, scratch);
     }
-    settle(context, scratch, found)
+    settle::<P>(context, scratch, found)
 }
 
 #[classifier]
 pub fn svc_egress(context: TcContext) -> i32 {
-    go_out(&context, true)
+    go_out::<Skb<'_>>(&context, true)
 }
 
 #[classifier]
 pub fn svc_pod_egress(context: TcContext) -> i32 {
-    go_out(&context, false)
+    go_out::<Skb<'_>>(&context, false)
 }
 
 #[inline(always)]
-fn go_out(context: &TcContext, to_network: bool) -> i32 {
+pub(super) fn go_out<'a, P: Met<'a>>(context: &'a TcContext, to_network: bool) -> i32 {
     // SAFETY: the program's own context.
-    if unsafe { (*context.skb.skb).tc_index } == SENT_ON || is_known(context) {
+    if unsafe { (*context.skb.skb).tc_index } == SENT_ON || is_known::<P>(context) {
         return NEXT;
     }
     let Some(scratch) = scratch(Hook::Egress) else { return NEXT };
-    let mut found = egress(context, scratch, to_network);
+    let mut found = egress::<P>(context, scratch, to_network);
     if found == Err(Reason::Truncated) && pull(context) {
-        found = egress(context, scratch, to_network);
+        found = egress::<P>(context, scratch, to_network);
     }
-    settle(context, scratch, found)
+    settle::<P>(context, scratch, found)
 }
 
 // Functions of their own, so that the variables of two of them do not stand on the stack together.
 
 #[inline(never)]
-fn is_known(context: &TcContext) -> bool {
-    negative::is_known(&Skb(context), &Maps)
+fn is_known<'a, P: Met<'a>>(context: &'a TcContext) -> bool {
+    negative::is_known(&P::of(context), &Maps)
 }
 
 #[inline(never)]
-fn ingress(context: &TcContext, scratch: &mut Scratch) -> Result<(), Reason> {
-    wire::ingress(&Skb(context), &Maps, scratch)
+fn ingress<'a, P: Met<'a>>(context: &'a TcContext, scratch: &mut Scratch) -> Result<(), Reason> {
+    wire::ingress(&P::of(context), &Maps, scratch)
 }
 
 #[inline(never)]
-fn egress(context: &TcContext, scratch: &mut Scratch, to_network: bool) -> Result<(), Reason> {
-    wire::egress(&Skb(context), &Maps, scratch, to_network)
+fn egress<'a, P: Met<'a>>(context: &'a TcContext, scratch: &mut Scratch, to_network: bool) -> Result<(), Reason> {
+    wire::egress(&P::of(context), &Maps, scratch, to_network)
 }
 
 #[inline(never)]
-fn translate(context: &TcContext, scratch: &mut Scratch) -> Result<Next, Reason> {
-    wire::translate(&mut Skb(context), &Maps, scratch)
+fn translate<'a, P: Met<'a>>(context: &'a TcContext, scratch: &mut Scratch) -> Result<Next, Reason> {
+    wire::translate(&mut P::of(context), &Maps, scratch)
 }

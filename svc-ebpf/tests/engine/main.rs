@@ -1,4 +1,5 @@
 //! The engine over memory: the same code as in the kernel, without one.
+mod linkless;
 mod world;
 
 use svc_common::Reason;

@@ -231,15 +231,15 @@ impl World {
     }
 
     /// From the network.
-    pub(crate) fn ingress(&self, frame: &mut Frame) -> Result<Next, Reason> {
+    pub(crate) fn ingress(&self, frame: &mut impl Packet) -> Result<Next, Reason> {
         self.come_in(frame, From::Network)
     }
 
-    pub(crate) fn pod_ingress(&self, frame: &mut Frame) -> Result<Next, Reason> {
+    pub(crate) fn pod_ingress(&self, frame: &mut impl Packet) -> Result<Next, Reason> {
         self.come_in(frame, From::Pod)
     }
 
-    fn come_in(&self, frame: &mut Frame, from: From) -> Result<Next, Reason> {
+    fn come_in(&self, frame: &mut impl Packet, from: From) -> Result<Next, Reason> {
         let mut scratch = Scratch::default();
         scratch.headers.from = from;
         wire::ingress(frame, self, &mut scratch)?;
@@ -247,15 +247,15 @@ impl World {
     }
 
     /// To the network.
-    pub(crate) fn egress(&self, frame: &mut Frame) -> Result<Next, Reason> {
+    pub(crate) fn egress(&self, frame: &mut impl Packet) -> Result<Next, Reason> {
         self.go_out(frame, true)
     }
 
-    pub(crate) fn pod_egress(&self, frame: &mut Frame) -> Result<Next, Reason> {
+    pub(crate) fn pod_egress(&self, frame: &mut impl Packet) -> Result<Next, Reason> {
         self.go_out(frame, false)
     }
 
-    fn go_out(&self, frame: &mut Frame, host: bool) -> Result<Next, Reason> {
+    fn go_out(&self, frame: &mut impl Packet, host: bool) -> Result<Next, Reason> {
         let mut scratch = Scratch::default();
         wire::egress(frame, self, &mut scratch, host)?;
         wire::translate(frame, self, &mut scratch)

@@ -20,3 +20,4 @@ pub mod process;
 pub mod server;
 pub mod source;
 pub mod topology;
+pub mod tun;

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::claim::Claim;
 use crate::netns::Netns;
 use crate::process::{Place, Process};
+use crate::tun::Tunnel;
 use crate::{binaries, offload};
 
 pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
@@ -154,6 +155,53 @@ fn overlay(node: &Node, other: &Node) -> String {
     )
 }
 
+/// By which links without headers packets go between the nodes, and between the first node and the outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bare {
+    /// A process' own.
+    Tun,
+    /// IPIP with the route as the only word on where a packet goes, as Calico has it, for IPv4; SIT for IPv6; GRE to the outside.
+    Kernel,
+}
+
+/// What the outside calls the first node in their tunnel, and what the node calls the outside.
+pub const TUNNELLED: [(Ipv4Addr, Ipv6Addr); 2] = [
+    (Ipv4Addr::new(10, 99, 0, 11), Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 0x11)),
+    (Ipv4Addr::new(10, 99, 0, 99), Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 0x99)),
+];
+/// Narrower than the LAN, and than the tunnel to the outside.
+pub const BARE_MTU: u16 = 1300;
+const OUTSIDE_MTU: u16 = 1400;
+
+/// A node's way to the other one's pods.
+fn bare(kind: Bare, node: &Node, other: &Node) -> String {
+    let (local, remote) = (node.v4(), other.v4());
+    let (links, v4, v6) = match kind {
+        Bare::Tun => (String::new(), "tun0", "tun0"),
+        Bare::Kernel => (
+            format!(
+                "link add ipip0 type ipip local {local} ttl 64\n\
+                 link add sit1 type sit local {local} remote {remote} ttl 64\n"
+            ),
+            "ipip0",
+            "sit1",
+        ),
+    };
+    let (own_v4, own_v6) = (node.pods_v4(0), node.pods_v6(TUNNEL_HOST));
+    let via = if kind == Bare::Kernel { format!("via {remote} onlink ") } else { String::new() };
+    format!(
+        "{links}\
+         link set {v4} mtu {BARE_MTU} up\n\
+         link set {v6} mtu {BARE_MTU} up\n\
+         addr add {own_v4}/32 dev {v4}\n\
+         addr add {own_v6}/128 dev {v6} nodad\n\
+         route add {}/24 {via}dev {v4}\n\
+         route add {}/64 dev {v6}\n",
+        other.pods_v4(0),
+        other.pods_v6(0)
+    )
+}
+
 const GATEWAY_HOST: u8 = 0x01;
 const TUNNEL_HOST: u8 = 0x02;
 const BRIDGE_HOST: u8 = 0x01;
@@ -167,6 +215,8 @@ pub enum Network {
     Routed,
     /// A bridge on each node and VXLAN between nodes, as flannel makes them.
     Overlay,
+    /// As [`Network::Routed`], with links without headers between nodes, and one from the first node to the outside.
+    Bare(Bare),
 }
 
 /// Removed, with every process in it, when dropped.
@@ -176,6 +226,7 @@ pub struct Lab {
     namespaces: BTreeMap<&'static str, Netns>,
     /// Of XDP programs on the LAN.
     links: Vec<OwnedFd>,
+    tunnels: Vec<Tunnel>,
     network: Network,
     claim: Claim,
 }
@@ -192,6 +243,7 @@ impl Lab {
             servers: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             links: Vec::new(),
+            tunnels: Vec::new(),
             network,
             claim: Claim::new()?,
         };
@@ -199,6 +251,9 @@ impl Lab {
         lab.make_outside()?;
         for node in &NODES {
             lab.make_node(node)?;
+        }
+        if let Network::Bare(kind) = network {
+            lab.make_tunnels(kind)?;
         }
         lab.make_pod(&CLIENT_POD)?;
         for pod in &BACKENDS {
@@ -208,11 +263,11 @@ impl Lab {
         Ok(lab)
     }
 
-    /// What an agent has to be told of the nodes' interfaces to the network: those of an overlay it finds by itself.
+    /// What an agent has to be told of the nodes' interfaces to the network: those of an overlay and tunnels it finds by itself.
     pub(crate) fn uplinks(&self) -> &'static [&'static str] {
         match self.network {
             Network::Routed => &[UPLINK],
-            Network::Overlay => &[],
+            Network::Overlay | Network::Bare(_) => &[],
         }
     }
 
@@ -344,9 +399,40 @@ impl Lab {
                     writeln!(routes, "route add {}/64 via {}", other.pods_v6(0), other.v6())?;
                 }
                 Network::Overlay => routes.push_str(&overlay(node, other)),
+                Network::Bare(_) => {}
             }
         }
         self.namespace(node.name)?.ip(&routes)
+    }
+
+    /// Those between the nodes, and the one to the outside, which reaches ClusterIPs by it.
+    fn make_tunnels(&mut self, kind: Bare) -> Result<()> {
+        let [a, b] = &NODES;
+        if kind == Bare::Tun {
+            self.tunnels.push(Tunnel::new([self.namespace(a.name)?, self.namespace(b.name)?], "tun0")?);
+            self.tunnels.push(Tunnel::new([self.namespace(a.name)?, self.namespace(OUTSIDE)?], "outside")?);
+        }
+        for (node, other) in [(a, b), (b, a)] {
+            self.namespace(node.name)?.ip(&bare(kind, node, other))?;
+        }
+        let (lan_a, lan_out) = (a.v4(), lan_v4(OUTSIDE_HOST));
+        for (host, own, other, local, remote) in [(a.name, 0, 1, lan_a, lan_out), (OUTSIDE, 1, 0, lan_out, lan_a)] {
+            let (own, other) = (TUNNELLED[own], TUNNELLED[other]);
+            let link = match kind {
+                Bare::Tun => String::new(),
+                Bare::Kernel => format!("link add outside type gre local {local} remote {remote} ttl 64\n"),
+            };
+            self.namespace(host)?.ip(&format!(
+                "{link}\
+                 link set outside mtu {OUTSIDE_MTU} up\n\
+                 addr add {}/32 dev outside\n\
+                 addr add {}/128 dev outside nodad\n\
+                 route add {}/32 dev outside src {}\n\
+                 route add {}/128 dev outside\n",
+                own.0, own.1, other.0, own.0, other.1
+            ))?;
+        }
+        Ok(())
     }
 
     fn make_pod(&mut self, pod: &'static Pod) -> Result<()> {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::step::{done, output, step};
 
 /// What the tests need that is no part of the kernel proper.
-const MODULES: [&str; 4] = ["veth", "bridge", "sch_ingress", "cls_bpf"];
+const MODULES: [&str; 8] = ["veth", "bridge", "sch_ingress", "cls_bpf", "tun", "ipip", "sit", "ip_gre"];
 
 pub(super) struct Kernel {
     pub(super) series: String,
