@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya::programs::Program;
@@ -22,10 +22,12 @@ use svc_common::map::{
     FragmentPorts, Frontend, FrontendKey, HopLease, Monitor, SourceRangeKey, Told, Traffic, local_set,
 };
 use svc_common::{Addr, Reason};
+use svc_dataplane::packet::TCP;
+use svc_dataplane::socket::Socket;
 use svc_dataplane::tables::Tables;
 use svc_dataplane::{Hook, Outcome, Verdict, net};
 use svc_model::case::Case;
-use svc_model::run::{self, Subject, Tally};
+use svc_model::run::{self, Clock, Subject, Tally};
 
 use crate::test_run::{self, Context, Ran};
 
@@ -42,6 +44,7 @@ pub struct Kernel {
     generation: u32,
     /// The agent's, for the negative cache.
     epoch: u32,
+    sockets: Vec<socket2::Socket>,
 }
 
 /// Who is told of events.
@@ -155,6 +158,7 @@ impl Kernel {
             counted: BTreeMap::new(),
             generation: 0,
             epoch: 0,
+            sockets: Vec::new(),
         }
     }
 
@@ -233,8 +237,9 @@ impl Kernel {
         sys::update(self.map("CONFIG"), &0u32, &tables.config).unwrap();
     }
 
-    /// All flows, what clients are known by, and pieces of datagrams.
+    /// All flows, what clients are known by, pieces of datagrams, and sockets.
     pub fn forget(&mut self) {
+        self.sockets.clear();
         let indices: Vec<u32> = (0..self.used_sets).collect();
         for indices in indices.chunks(1 << 13) {
             sys::update_batch(self.map("FLOWS"), indices, &vec![FlowSet([0; 32]); indices.len()]).unwrap();
@@ -375,6 +380,23 @@ pub fn check(case: &Case, tally: &mut Tally) -> Result<(), String> {
 
 impl Subject for Kernel {
     const KEEPS_PIECES: bool = true;
+    /// Several times what all processors send while it takes.
+    const FLOOD: u32 = 20_000;
+
+    fn clock(&self) -> Clock {
+        Clock::Runs { cpus: nr_cpus().unwrap() as u32 }
+    }
+
+    fn flood(&mut self, hook: Hook, frame: &[u8], times: u32) -> (BTreeMap<&'static str, u64>, Duration) {
+        let start = Instant::now();
+        (Kernel::flood(self, hook, frame, times), start.elapsed())
+    }
+
+    fn set_sockets(&mut self, sockets: &[Socket]) {
+        // A port is free once more before another one is to have it.
+        self.sockets.clear();
+        self.sockets = sockets.iter().map(open_socket).collect();
+    }
 
     fn run(&mut self, hook: Hook, frame: &[u8]) -> Outcome {
         Kernel::run(self, hook, frame)
@@ -387,6 +409,28 @@ impl Subject for Kernel {
     fn wait(&mut self, seconds: u32) {
         assert_eq!(seconds, 0, "the kernel's clock cannot be put forward");
     }
+}
+
+fn open_socket(socket: &Socket) -> socket2::Socket {
+    let Socket { protocol, local, peer } = *socket;
+    let family = socket2::Domain::for_address(local.into());
+    let kind = if protocol == TCP { socket2::Type::STREAM } else { socket2::Type::DGRAM };
+    let opened = socket2::Socket::new(family, kind, None).unwrap();
+    if local.0.is_ipv6() {
+        opened.set_only_v6(true).unwrap();
+    }
+    opened.bind(&SocketAddr::from(local).into()).unwrap();
+    match peer {
+        Some(peer) => {
+            // Nobody is there to answer TCP's: it goes on connecting.
+            opened.set_nonblocking(true).unwrap();
+            let connected = opened.connect(&SocketAddr::from(peer).into());
+            assert!(connected.is_ok() || protocol == TCP, "{socket:?}: {connected:?}");
+        }
+        None if protocol == TCP => opened.listen(1).unwrap(),
+        None => (),
+    }
+    opened
 }
 
 /// What comes in by an interface, from here on.

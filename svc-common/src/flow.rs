@@ -452,7 +452,7 @@ pub enum Added {
     New,
     /// The key has a cell already; nothing was changed.
     Exists,
-    /// All cells that the key may have are taken by flows that live.
+    /// All cells that the key may have are taken by flows that live, or the best one by its flow's other direction.
     Full,
 }
 
@@ -701,7 +701,12 @@ pub fn put<M: Memory>(memory: &M, entry: &Entry, now: u16, room: Room) -> Added 
         }
         let cell = addr_of_mut!((*set).0[best as usize & (WAYS - 1)]);
         let old = head_of(cell);
-        if score_of(cell, old, now, limits) < least || !take(cell, old, &raw const entry.0, entry.0.key.head, now) {
+        // One direction in place of the other would be a flow whose replies are nobody's.
+        let is_own = room == Room::Dispensable && difference(cell, Entry::peer_of(&decode(&entry.0), key).key()) == 0;
+        if is_own
+            || score_of(cell, old, now, limits) < least
+            || !take(cell, old, &raw const entry.0, entry.0.key.head, now)
+        {
             if room == Room::Dispensable {
                 // The search for room was a short one, perhaps: none that comes after is to be refused for that.
                 set_crowded(memory, 0);
@@ -1304,6 +1309,23 @@ mod tests {
             None,
             "never one that lives"
         );
+    }
+
+    #[test]
+    fn no_direction_takes_its_flows_other_one() {
+        for masqueraded in [false, true] {
+            let table = Sets::new(1, SEED);
+            for i in 0..3 {
+                let mut entry = forward(i);
+                entry.0.tail.state = REPLIED | CONFIRMED;
+                assert_eq!(add(&table, &entry, 7), Added::New);
+            }
+            let entry = Entry::forward(client(9), addr(9), 8080, 1, masqueraded, 9);
+            let reverse = Entry::peer_of(&entry.hit(7), entry.key());
+            assert_eq!(add(&table, &reverse, 7), Added::New);
+            assert_eq!(add(&table, &entry, 7), Added::Full);
+            assert!(look(&table, reverse.key()).is_some());
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod rewrite;
 pub mod service;
 pub mod socket;
 pub mod tables;
+pub mod ticks;
 pub mod visit;
 pub mod wire;
 

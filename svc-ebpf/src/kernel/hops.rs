@@ -9,8 +9,7 @@ use aya_ebpf::macros::btf_map;
 use svc_common::Addr;
 use svc_common::map::HopLease;
 use svc_ebpf::forward::Hop;
-
-use super::ticks::TICK_SHIFT;
+use svc_ebpf::ticks::TICK_SHIFT;
 
 /// Binary logarithms of the number of tables, and of their size: a table is one value, since of values each is found by a pointer
 /// of its own, and the kernel's largest is 32 KiB.

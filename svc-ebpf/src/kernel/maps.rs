@@ -16,10 +16,11 @@ use svc_ebpf::open::{Opened, SourcePort, Trial};
 use svc_ebpf::parse::Headers;
 use svc_ebpf::socket::Request;
 use svc_ebpf::tables::{BackendSet, Sockets, Tables};
+use svc_ebpf::ticks;
 use svc_ebpf::visit::Visit;
 use svc_ebpf::wire::Scratch;
 
-use super::{global, monitor, ticks};
+use super::{global, monitor};
 
 /// Of words: before Linux 6.2 an array whose values are known to be a struct is not of the same kind as one whose values' type is
 /// unknown, and the latter is what the agent puts into `BACKEND_SETS`.

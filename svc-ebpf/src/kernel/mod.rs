@@ -11,7 +11,6 @@ mod route;
 mod sk_lookup;
 mod sock_addr;
 mod tc;
-mod ticks;
 mod xdp;
 
 #[panic_handler]

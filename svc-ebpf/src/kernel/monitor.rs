@@ -11,9 +11,9 @@ use svc_common::select::count_one;
 use svc_common::{Addr, Reason, flow};
 use svc_ebpf::parse::{From, Headers};
 use svc_ebpf::socket::Request;
+use svc_ebpf::ticks;
 
 use super::maps::BACKENDS;
-use super::ticks;
 
 /// Written by monitors only.
 #[btf_map]

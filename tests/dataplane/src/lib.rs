@@ -1,9 +1,11 @@
 //! What tests of the packet path share: packets made ([`packet`]) and judged ([`check`]) by code that the engine has no part
-//! in, its tables as plain data ([`tables`]), a network to stand in ([`net`]), and the engine over memory ([`memory`]).
+//! in, its tables as plain data ([`tables`]), a network to stand in ([`net`]) with sockets on its node ([`socket`]), and the engine
+//! over memory ([`memory`]).
 pub mod check;
 pub mod memory;
 pub mod net;
 pub mod packet;
+pub mod socket;
 pub mod tables;
 
 use std::collections::BTreeMap;

@@ -15,19 +15,21 @@ use svc_ebpf::forward::{Hop, source};
 use svc_ebpf::negative;
 use svc_ebpf::packet::{Packet, Peer, Pod, Resize};
 use svc_ebpf::parse::{From, Headers};
-use svc_ebpf::reject;
 use svc_ebpf::tables::{BackendSet, Tables};
 use svc_ebpf::wire::{self, Next, Scratch};
+use svc_ebpf::{reject, ticks};
 
+use crate::socket::Socket;
 use crate::{Hook, Outcome, Verdict, net};
 
 /// A packet in memory. `PLAIN`: as XDP has it.
-struct Frame<const PLAIN: bool> {
+struct Frame<'a, const PLAIN: bool> {
     bytes: Vec<u8>,
     interface: u32,
+    sockets: &'a [Socket],
 }
 
-impl<const PLAIN: bool> Packet for Frame<PLAIN> {
+impl<const PLAIN: bool> Packet for Frame<'_, PLAIN> {
     const PLAIN: bool = PLAIN;
 
     fn get<T: Pod>(&self, offset: usize) -> Result<T, Reason> {
@@ -51,9 +53,9 @@ impl<const PLAIN: bool> Packet for Frame<PLAIN> {
         self.interface
     }
 
-    /// Nobody listens on the node.
-    fn has_socket(&self, _: u8, _: Peer, _: Peer) -> bool {
-        false
+    fn has_socket(&self, protocol: u8, remote: Peer, local: Peer) -> bool {
+        let [remote, local] = [remote, local].map(|peer| (peer.addr.into(), u16::from_be(peer.port)));
+        self.sockets.iter().any(|socket| socket.gets(protocol, remote, local))
     }
 
     fn patch_l4<F: Family>(&mut self, offset: usize, addresses: Diff, ports: Diff, udp: bool) -> Result<(), Reason> {
@@ -86,7 +88,7 @@ impl<const PLAIN: bool> Packet for Frame<PLAIN> {
     }
 }
 
-impl Resize for Frame<false> {
+impl Resize for Frame<'_, false> {
     fn resize(&mut self, len: u32) -> Result<(), Reason> {
         self.bytes.resize(len as usize, 0);
         Ok(())
@@ -113,6 +115,7 @@ pub struct Memory {
     tables: crate::tables::Tables,
     sets: HashMap<u32, Slots>,
     flows: Sets,
+    sockets: Vec<Socket>,
     affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
     negative: Box<[Cell<negative::Entry>]>,
@@ -122,6 +125,8 @@ pub struct Memory {
     random: Cell<u64>,
     turn: Cell<u32>,
     seconds: Cell<u32>,
+    /// Rejections that were sent, and in which tick.
+    rejects: Cell<(u32, u32)>,
 }
 
 impl Memory {
@@ -131,6 +136,7 @@ impl Memory {
             flows: Sets::new(tables.config.flow_sets as usize, tables.config.flow_seed),
             tables: crate::tables::Tables::default(),
             sets: HashMap::new(),
+            sockets: Vec::new(),
             affinity: RefCell::default(),
             fragments: RefCell::default(),
             negative: vec![Cell::default(); 1 << NEGATIVE_SHIFT].into(),
@@ -140,6 +146,7 @@ impl Memory {
             random: Cell::new(seed),
             turn: Cell::new(0),
             seconds: Cell::new(1000),
+            rejects: Cell::default(),
         };
         memory.set_tables(tables);
         memory
@@ -153,6 +160,11 @@ impl Memory {
         self.sets = tables.sets.iter().map(|(id, slots)| (*id, with_header(slots))).collect();
         self.tables = tables;
         self.epoch.set(self.epoch.get() + 1);
+    }
+
+    /// The node has these sockets from here on.
+    pub fn set_sockets(&mut self, sockets: Vec<Socket>) {
+        self.sockets = sockets;
     }
 
     /// Lets this many seconds go by.
@@ -171,15 +183,16 @@ impl Memory {
             Hook::Xdp | Hook::Ingress | Hook::Egress => net::UPLINK,
             Hook::PodIngress | Hook::PodEgress => net::POD,
         };
+        let (bytes, sockets) = (frame.to_vec(), &self.sockets[..]);
         let (verdict, frame) = if hook == Hook::Xdp {
-            self.xdp(Frame { bytes: frame.to_vec(), interface })
+            self.xdp(Frame { bytes, interface, sockets })
         } else {
-            self.tc(hook, Frame { bytes: frame.to_vec(), interface })
+            self.tc(hook, Frame { bytes, interface, sockets })
         };
         Outcome { verdict, frame, moved: self.counters.take() }
     }
 
-    fn xdp(&self, mut frame: Frame<true>) -> (Verdict, Vec<u8>) {
+    fn xdp(&self, mut frame: Frame<'_, true>) -> (Verdict, Vec<u8>) {
         if negative::is_known(&frame, self) {
             return (Verdict::Next, frame.bytes);
         }
@@ -191,7 +204,7 @@ impl Memory {
         (verdict, frame.bytes)
     }
 
-    fn tc(&self, hook: Hook, mut frame: Frame<false>) -> (Verdict, Vec<u8>) {
+    fn tc(&self, hook: Hook, mut frame: Frame<'_, false>) -> (Verdict, Vec<u8>) {
         if negative::is_known(&frame, self) {
             return (Verdict::Next, frame.bytes);
         }
@@ -216,10 +229,14 @@ impl Memory {
         (verdict, frame.bytes)
     }
 
-    fn refuse(&self, frame: &mut Frame<false>, scratch: &Scratch, reason: Reason) -> Verdict {
+    fn refuse(&self, frame: &mut Frame<'_, false>, scratch: &Scratch, reason: Reason) -> Verdict {
         let verdict = match reason {
             Reason::NotService => return Verdict::Next,
             Reason::NoBackend | Reason::UnknownPort | Reason::TooBig | Reason::HopLimit => {
+                if !self.may_reject() {
+                    self.count(Reason::RejectLimited, frame.size());
+                    return Verdict::Drop;
+                }
                 match reject::reject(frame, &scratch.headers, &scratch.hop, reason) {
                     Ok(()) => Verdict::Redirect,
                     Err(_) => Verdict::Drop,
@@ -230,6 +247,13 @@ impl Memory {
         };
         self.count(reason, frame.size());
         verdict
+    }
+
+    fn may_reject(&self) -> bool {
+        let (mut tick, mut sent) = self.rejects.get();
+        let has_room = ticks::has_room(&mut tick, &mut sent, u64::from(self.seconds.get()) * 1_000_000_000);
+        self.rejects.set((tick, sent));
+        has_room
     }
 }
 

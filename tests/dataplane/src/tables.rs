@@ -74,11 +74,19 @@ pub struct Settings {
     pub detect_pods_v6: bool,
     /// Source ports for flows, first and last, host byte order.
     pub source_ports: (u16, u16),
+    /// The flow table's size, a power of two; four cells each.
+    pub flow_sets: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { masquerade_all: false, detect_pods_v4: false, detect_pods_v6: false, source_ports: (1024, 29_999) }
+        Settings {
+            masquerade_all: false,
+            detect_pods_v4: false,
+            detect_pods_v6: false,
+            source_ports: (1024, 29_999),
+            flow_sets: 256,
+        }
     }
 }
 
@@ -112,7 +120,7 @@ impl Default for Tables {
             config: Config {
                 host_netns: 1,
                 flow_seed: 0x1234_5678_9abc_def1,
-                flow_sets: 256,
+                flow_sets: 0,
                 snat_first: 0,
                 snat_last: 0,
                 flags: 0,
@@ -172,7 +180,8 @@ impl Tables {
     }
 
     pub fn set(&mut self, settings: &Settings) {
-        let Settings { masquerade_all, detect_pods_v4, detect_pods_v6, source_ports } = *settings;
+        let Settings { masquerade_all, detect_pods_v4, detect_pods_v6, source_ports, flow_sets } = *settings;
+        self.config.flow_sets = flow_sets;
         (self.config.snat_first, self.config.snat_last) = source_ports;
         self.config.flags = [
             (masquerade_all, CONFIG_MASQUERADE_ALL),

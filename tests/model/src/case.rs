@@ -44,9 +44,24 @@ pub enum Step {
         shape: Shape,
         hook: Option<Hook>,
     },
-    /// So many connections more, like this one but for the source port, each with a handshake.
+    /// So many connections more, like this one but for the source port, each of which gets so far.
     Crowd {
         connection: usize,
+        count: u16,
+        until: Until,
+    },
+    /// So many requests that more are rejected than may be, if they are. `answered`: each rejection would be an answer.
+    Flood {
+        connection: usize,
+        answered: bool,
+    },
+    /// The node has these sockets now, and no others: of the connection's protocol and family, at each of some of the ports that
+    /// flows may have.
+    Sockets {
+        connection: usize,
+        kind: SocketKind,
+        /// Counted from the first one.
+        first: u16,
         count: u16,
     },
     Wait {
@@ -69,6 +84,14 @@ pub enum Step {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SocketKind {
+    /// At this node's address, or any.
+    Bound { any: bool },
+    /// To the first backend.
+    Connected,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum What {
     Request,
     /// The backend's answer, to the address that it saw.
@@ -79,6 +102,18 @@ pub enum What {
     ErrorAboutRequest,
     /// What the client says of a reply.
     ErrorAboutReply,
+    /// A request to the backend itself, from where it has seen one come.
+    Direct,
+    /// The backend's answer to that.
+    ReplyToDirect,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Until {
+    Request,
+    Reply,
+    Handshake,
+    Reset,
 }
 
 /// How a packet is made. Most have nothing but flags.
@@ -252,6 +287,9 @@ impl fmt::Display for Case {
         ];
         let set: String = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
         write!(f, "source ports {first} to {last}{set}")?;
+        if settings.flow_sets == 1 {
+            write!(f, ", a flow table of four cells")?;
+        }
         for service in &self.world.services {
             write!(f, "\n{}", words::service(service))?;
         }

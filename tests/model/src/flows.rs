@@ -46,7 +46,15 @@ pub(crate) struct Life {
     reset: bool,
 }
 
-#[derive(Clone, Debug)]
+/// One direction of a flow, which is found for itself.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Side {
+    pub(crate) is_here: bool,
+    /// When it was last used or told of the other one's use, in seconds.
+    pub(crate) since: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Flow {
     pub(crate) protocol: u8,
     /// Client to frontend.
@@ -58,6 +66,10 @@ pub(crate) struct Flow {
     pub(crate) last: u32,
     /// At least one.
     pub(crate) choices: Vec<Choice>,
+    /// By [`Direction`].
+    pub(crate) sides: [Side; 2],
+    /// It may have been given up.
+    pub(crate) is_doubtful: bool,
 }
 
 /// Of a packet.
@@ -65,6 +77,17 @@ pub(crate) struct Flow {
 pub(crate) enum Direction {
     Request,
     Reply,
+}
+
+impl Direction {
+    pub(crate) const BOTH: [Direction; 2] = [Direction::Request, Direction::Reply];
+
+    pub(crate) fn other(self) -> Direction {
+        match self {
+            Direction::Request => Direction::Reply,
+            Direction::Reply => Direction::Request,
+        }
+    }
 }
 
 /// How far from its limit a flow's age has to be, in seconds, for it to be over or not beyond doubt: a flow's two directions
@@ -78,7 +101,7 @@ impl Flow {
         if self.protocol != protocol {
             return None;
         }
-        if !by_port && self.request == ends {
+        if !by_port && self.has(Direction::Request) && self.request == ends {
             return Some(Direction::Request);
         }
         let is_reply = |choice: &Choice| {
@@ -87,7 +110,11 @@ impl Flow {
                 && choice.masqueraded == by_port
                 && (by_port || ends.dst == self.request.src)
         };
-        self.choices.iter().any(is_reply).then_some(Direction::Reply)
+        (self.has(Direction::Reply) && self.choices.iter().any(is_reply)).then_some(Direction::Reply)
+    }
+
+    pub(crate) fn has(&self, direction: Direction) -> bool {
+        self.sides[direction as usize].is_here
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -127,8 +154,11 @@ impl Flow {
         age > 0 && age + ALIVE > self.limit() && age < self.limit() + OVER
     }
 
-    pub(crate) fn learn(&mut self, seen: &Seen, direction: Direction, now: u32) {
+    /// Whether that was news.
+    pub(crate) fn learn(&mut self, seen: &Seen, direction: Direction, now: u32) -> bool {
         self.last = now;
+        self.sides[direction as usize].since = now;
+        let before = self.life;
         let life = &mut self.life;
         match direction {
             Direction::Reply => {
@@ -141,5 +171,6 @@ impl Flow {
             }
         }
         life.reset |= seen.flags.rst;
+        self.life != before
     }
 }

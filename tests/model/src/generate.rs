@@ -8,7 +8,7 @@ use svc_dataplane::packet::{Extension, SCTP, TCP, UDP};
 use svc_dataplane::tables::{Kind, Service, Settings};
 use svc_dataplane::{Hook, net};
 
-use crate::case::{Case, Connection, Oddity, Shape, SourcePort, Step, What};
+use crate::case::{Case, Connection, Oddity, Shape, SocketKind, SourcePort, Step, Until, What};
 use crate::world::World;
 
 fn ip(v4: bool, four: &str, six: &str) -> IpAddr {
@@ -114,16 +114,30 @@ fn settings() -> impl Strategy<Value = Settings> {
 const FEW_PORTS: (u16, u16) = (1024, 1055);
 
 fn world() -> impl Strategy<Value = World> {
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum Short {
+        Nothing,
+        Ports,
+        Room,
+    }
     let services = (service(1), service(2), service(3), 1..=3usize);
-    (services, settings(), prop::bool::weighted(0.1)).prop_map(|((a, b, c, count), settings, few_ports)| {
-        let mut world = World { services: [a, b, c].into_iter().take(count).flatten().collect(), settings };
-        if few_ports {
-            world.settings.source_ports = FEW_PORTS;
-            // Who is out of reach never shows its port, and what ports are free would be a guess.
+    let short = prop_oneof![8 => Just(Short::Nothing), 2 => Just(Short::Ports), 1 => Just(Short::Room)];
+    (services, settings(), short).prop_map(|((a, b, c, count), settings, short)| {
+        let services = [a, b, c].into_iter().take(count).flatten().collect();
+        let mut world = World { services, settings, sockets: Vec::new() };
+        match short {
+            Short::Nothing => (),
+            Short::Ports => world.settings.source_ports = FEW_PORTS,
+            Short::Room => world.settings.flow_sets = 1,
+        }
+        if short != Short::Nothing {
+            // Who is out of reach never shows its port, and what is free would be a guess.
             for service in &mut world.services {
                 let out_of_reach = backend(service.address.is_ipv4(), BACKENDS - 1).0;
                 service.backends.retain(|(to, ..)| *to != out_of_reach);
-                service.affinity_seconds = 0;
+                if short == Short::Ports {
+                    service.affinity_seconds = 0;
+                }
             }
         }
         world
@@ -218,11 +232,17 @@ fn step(scope: Scope) -> impl Strategy<Value = Step> {
         1 => Just(What::ToSomebodyElse),
         1 => Just(What::ErrorAboutRequest),
         1 => Just(What::ErrorAboutReply),
+        1 => Just(What::Direct),
+        1 => Just(What::ReplyToDirect),
     ];
     // Requests mostly where their client is, all else anywhere.
     let hook = (0..5usize, 0..10u8).prop_map(|(at, chance)| (Hook::ALL[at], chance));
     let send = (0..8usize, what, shape(), hook).prop_map(|(connection, what, shape, (hook, chance))| {
-        let natural = what == What::Request && chance > 0 || what == What::ErrorAboutReply && chance > 4;
+        let natural = match what {
+            What::Request | What::Direct => chance > 0,
+            What::ErrorAboutReply => chance > 4,
+            _ => false,
+        };
         Step::Send { connection, what, shape, hook: (!natural).then_some(hook) }
     });
     let seconds = prop_oneof![3 => 1..5u32, 2 => 20..70u32, 1 => 100..400u32, 1 => Just(100_000u32)];
@@ -231,13 +251,29 @@ fn step(scope: Scope) -> impl Strategy<Value = Step> {
         let bytes = [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0xfe][..], &ethertype, &[version], &rest].concat();
         Step::Bytes { hook, bytes }
     });
+    let until = prop_oneof![
+        1 => Just(Until::Request),
+        1 => Just(Until::Reply),
+        3 => Just(Until::Handshake),
+        1 => Just(Until::Reset),
+    ];
+    let flood = (0..8usize, any::<bool>());
+    let kind = prop_oneof![any::<bool>().prop_map(|any| SocketKind::Bound { any }), Just(SocketKind::Connected)];
+    let all = FEW_PORTS.1 - FEW_PORTS.0 + 1;
+    let ports = prop_oneof![1 => Just((0, all)), 1 => Just((0, 0)), 2 => (0..all, 1..all)];
+    let sockets = (0..8usize, kind, ports);
     prop_oneof![
-        if scope == Scope::Memory { 40 } else { 100 } => send,
-        1 => ((0..8usize), 1..40u16).prop_map(|(connection, count)| Step::Crowd { connection, count }),
-        2 => seconds.prop_map(move |seconds| Step::Wait { seconds: if scope == Scope::Memory { seconds } else { 0 } }),
-        2 => (1..=3u32, any::<u8>()).prop_map(|(service, present)| Step::Backends { service, present }),
-        1 => (0..12usize).prop_map(|frontend| Step::Toggle { frontend }),
-        1 => bytes,
+        if scope == Scope::Memory { 800 } else { 2000 } => send,
+        20 => (0..8usize, 1..40u16, until).prop_map(|(connection, count, until)| Step::Crowd { connection, count, until }),
+        40 => seconds.prop_map(move |seconds| Step::Wait { seconds: if scope == Scope::Memory { seconds } else { 0 } }),
+        40 => (1..=3u32, any::<u8>()).prop_map(|(service, present)| Step::Backends { service, present }),
+        20 => (0..12usize).prop_map(|frontend| Step::Toggle { frontend }),
+        20 => bytes,
+        if scope == Scope::Memory { 1 } else { 6 } => flood.prop_map(move |(connection, answered)| {
+            // What is answered is another frame then, which the kernel's flood would go on with.
+            Step::Flood { connection, answered: answered && scope == Scope::Memory }
+        }),
+        if scope == Scope::Memory { 20 } else { 100 } => sockets.prop_map(|(connection, kind, (first, count))| Step::Sockets { connection, kind, first, count }),
     ]
 }
 

@@ -4,11 +4,13 @@
 //! [`campaign`]).
 pub mod campaign;
 pub mod case;
+mod chance;
 mod flows;
 pub mod fuzz;
 mod generate;
 mod model;
 mod refusal;
+mod rules;
 pub mod run;
 mod seen;
 mod translate;
@@ -17,4 +19,5 @@ mod world;
 
 pub use generate::{Scope, cases};
 pub use model::Model;
+pub use rules::RULES;
 pub use world::World;

@@ -1,674 +1,109 @@
-//! The rules, one after the other.
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
-use std::ops::Range;
+//! What may have happened so far, and the rules for what may happen next.
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use svc_dataplane::check::Ends;
-use svc_dataplane::packet::{LINK, MACS, SCTP, UDP};
-use svc_dataplane::tables::{Kind, Service};
-use svc_dataplane::{Hook, Outcome, Verdict, net};
+use svc_dataplane::{Hook, Outcome};
 
-use crate::flows::{Choice, Direction, Flow, From, Phase};
-use crate::refusal::{Fate, Why, answer};
-use crate::run::SWEEP;
-use crate::seen::{Piece, Seen, read};
-use crate::translate::{Translated, hop, translate};
-use crate::words;
-use crate::world::{Backend, Destination, World, is_nodes, is_pod, source};
+use crate::chance::Chance;
+use crate::rules::Rules;
+use crate::run::{Clock, SWEEP};
+use crate::world::World;
 
-/// What may become of a packet.
-struct Expected {
-    verdict: Verdict,
-    /// `None`: anything.
-    frame: Option<Vec<u8>>,
-    /// Checksums in which 0 and 0xffff mean the same.
-    wrong: Vec<usize>,
-    /// Bytes that may be anything.
-    anything: Range<usize>,
-    /// Counters, each of which moves by one.
-    counted: Vec<&'static str>,
-}
-
-impl Expected {
-    fn is(&self, outcome: &Outcome) -> bool {
-        let counted: BTreeMap<&str, u64> = self.counted.iter().map(|label| (*label, 1)).collect();
-        let same_frame = |frame: &Vec<u8>| {
-            frame.len() == outcome.frame.len() && {
-                let with_zeros = |bytes: &[u8]| {
-                    let mut bytes = bytes.to_vec();
-                    bytes[self.anything.clone()].fill(0);
-                    for at in &self.wrong {
-                        if bytes[*at..*at + 2] == [0xff, 0xff] {
-                            bytes[*at..*at + 2].fill(0);
-                        }
-                    }
-                    bytes
-                };
-                *frame == outcome.frame || with_zeros(frame) == with_zeros(&outcome.frame)
-            }
-        };
-        self.verdict == outcome.verdict && counted == outcome.moved && self.frame.as_ref().is_none_or(same_frame)
-    }
-}
-
-/// What session affinity remembers of a client.
-struct Affinity {
-    /// One of these.
-    backends: Vec<Backend>,
-    last: u32,
-    /// The flow that was opened then, if it is not known which backend it got.
-    flow: Option<usize>,
-}
+/// As many ways would be more than a case has room for.
+const MOST_WAYS: usize = 4096;
 
 pub struct Model {
-    world: World,
-    /// Pieces that come before their datagram's first one are kept (in the kernel).
-    keeps_pieces: bool,
-    /// Seconds since some time.
-    now: u32,
-    /// Flows that are no more are `None`.
-    flows: Vec<Option<Flow>>,
-    affinity: HashMap<(u32, IpAddr), Affinity>,
-    /// The ports of datagrams in pieces, by source, destination, id and protocol.
-    pieces: HashMap<Datagram, (u16, u16)>,
-    /// How many pieces are kept.
-    kept: HashMap<Datagram, u32>,
-    /// The flow that the last packet opened.
-    opened: Option<usize>,
-}
-
-type Datagram = (IpAddr, IpAddr, u32, u8);
-
-/// As many pieces of one datagram are kept.
-const PIECES_KEPT: u32 = 8;
-
-fn origin(hook: Hook) -> From {
-    match hook {
-        Hook::Xdp | Hook::Ingress => From::Network,
-        Hook::PodIngress => From::Pod,
-        Hook::Egress | Hook::PodEgress => From::Host,
-    }
-}
-
-/// A packet at hand.
-struct Packet<'a> {
-    hook: Hook,
-    from: From,
-    frame: &'a [u8],
-    seen: Seen,
-    /// What was made of it, to learn from it what was chosen at random.
-    outcome: &'a Outcome,
-}
-
-impl Packet<'_> {
-    /// The source port that the backend sees, where the packet went on towards one.
-    fn port_seen(&self) -> Option<u16> {
-        if self.seen.piece == Piece::Later {
-            return None;
-        }
-        let at = match self.seen.quoted {
-            Some(quoted) => quoted.l4 + 2,
-            None => self.seen.l4,
-        };
-        let bytes = self.outcome.frame.get(at..at + 2)?;
-        Some(u16::from_be_bytes([bytes[0], bytes[1]]))
-    }
-
-    fn untouched(&self, verdict: Verdict, counted: Vec<&'static str>) -> Expected {
-        Expected { verdict, frame: Some(self.frame.to_vec()), wrong: Vec::new(), anything: 0..0, counted }
-    }
+    /// At least one: where the rules leave a choice that no packet has shown yet, one for each.
+    ways: Vec<Rules>,
 }
 
 impl Model {
-    pub fn new(world: World, keeps_pieces: bool) -> Self {
-        Model {
-            world,
-            keeps_pieces,
-            now: 0,
-            flows: Vec::new(),
-            affinity: HashMap::new(),
-            pieces: HashMap::new(),
-            kept: HashMap::new(),
-            opened: None,
-        }
+    pub fn new(world: World, keeps_pieces: bool, clock: Clock) -> Self {
+        Model { ways: vec![Rules::new(world, keeps_pieces, clock)] }
     }
 
-    pub fn set_world(&mut self, world: World) {
-        self.world = world;
+    pub fn set_world(&mut self, world: &World) {
+        for way in &mut self.ways {
+            way.set_world(world.clone());
+        }
     }
 
     /// Lets at least this many seconds go by: so many that it is beyond doubt which flows are over. How many it were.
     pub fn wait(&mut self, seconds: u32) -> u32 {
-        let mut until = self.now + seconds;
-        while self.flows.iter().flatten().any(|flow| flow.is_in_doubt(until)) {
-            until += 1;
+        let least = if self.ways[0].is_small() && seconds > 0 { Rules::LEAST_WAIT } else { 0 };
+        let mut waited = seconds.max(least);
+        while self.ways.iter().any(|way| way.is_in_doubt(waited)) {
+            waited += 1;
         }
-        let waited = until - self.now;
-        self.now = until;
-        if waited >= SWEEP {
-            for flow in &mut self.flows {
-                *flow = flow.take().filter(|flow| !flow.is_outlived(until));
-            }
+        for way in &mut self.ways {
+            way.wait(waited, waited >= SWEEP);
         }
         waited
     }
 
     /// A flow that the last packet opened and did not show: where it came from, its protocol and the ends of its requests.
     pub fn hidden(&self) -> Option<(Hook, u8, Ends)> {
-        let flow = self.flows[self.opened?].as_ref()?;
-        let hook = match flow.from {
-            From::Network => Hook::Ingress,
-            From::Pod => Hook::PodIngress,
-            From::Host => Hook::Egress,
-        };
-        let is_known = matches!(flow.choices[..], [Choice { port: Some(_), .. }]);
-        (!is_known).then_some((hook, flow.protocol, flow.request))
+        self.ways.iter().find_map(Rules::hidden)
     }
 
-    /// Whether the rules allow this outcome; what was chosen at random is remembered.
+    /// Whether the rules allow this outcome; what was chosen is remembered as far as it can be told. Which rules it were, of
+    /// those that are counted.
     ///
     /// # Errors
     /// What they would have allowed instead.
-    pub fn judge(&mut self, hook: Hook, frame: &[u8], outcome: &Outcome) -> Result<(), String> {
-        self.opened = None;
-        let seen = match read(frame) {
-            Ok(seen) => seen,
-            Err(why) => return self.passed_on(hook, frame, outcome, why),
-        };
-        if hook == Hook::Xdp && !seen.is_plain() {
-            return self.passed_on(hook, frame, outcome, Why::NotService);
-        }
-        let mut packet = Packet { hook, from: origin(hook), frame, seen, outcome };
-        let datagram = (packet.seen.src, packet.seen.dst, packet.seen.id, packet.seen.protocol);
-        match packet.seen.piece {
-            Piece::Whole => (),
-            Piece::First => {
-                self.pieces.insert(datagram, (packet.seen.ends.sport, packet.seen.ends.dport));
-            }
-            Piece::Later => match self.pieces.get(&datagram) {
-                Some(ports) => (packet.seen.ends.sport, packet.seen.ends.dport) = *ports,
-                None => return self.early_piece(&packet, datagram),
-            },
-        }
-        let is_first = packet.seen.piece == Piece::First;
-        let released = is_first && packet.from != From::Host && self.kept.remove(&datagram).is_some();
-        self.decide(&packet, released)
-    }
-
-    fn passed_on(&self, hook: Hook, frame: &[u8], outcome: &Outcome, why: Why) -> Result<(), String> {
-        let counted = if hook == Hook::Xdp { None } else { why.label() };
-        let frame = Some(frame.to_vec());
-        let expected = Expected {
-            verdict: Verdict::Next,
-            frame,
-            wrong: Vec::new(),
-            anything: 0..0,
-            counted: Vec::from_iter(counted),
-        };
-        one_of(&[expected], outcome).map(|_| ())
-    }
-
-    /// A piece without ports, before the one that has them.
-    fn early_piece(&mut self, packet: &Packet<'_>, datagram: Datagram) -> Result<(), String> {
-        let comes_in = packet.from != From::Host;
-        let count = self.kept.get(&datagram).copied().unwrap_or(0);
-        let room = count < PIECES_KEPT;
-        let why = if self.keeps_pieces && comes_in && room && self.world.is_known(packet.seen.dst) {
-            self.kept.insert(datagram, count + 1);
-            Why::FragmentKept
-        } else {
-            Why::FragmentUnknown
-        };
-        self.refused(packet, why, false)
-    }
-
-    /// `released`: the packet and those that waited for it are sent up the same interface again.
-    fn decide(&mut self, packet: &Packet<'_>, released: bool) -> Result<(), String> {
-        let found = self.follow(packet);
-        let Some((index, direction)) = found else {
-            if packet.hook == Hook::PodEgress && !self.is_shadowed(packet) {
-                return self.refused(packet, Why::NotService, released);
-            }
-            return self.open(packet, released);
-        };
-        let flow = self.flows[index].as_ref().expect("a flow that was found");
-        let own = flow.from == From::Host;
-        let is_reply = direction == Direction::Reply;
-        let goes_on = match packet.from {
-            // Replies that stay on this node, or leave it, are restored where they go out: but for the node's own.
-            From::Network | From::Pod => !is_reply || own || flow.choices[0].masqueraded,
-            // A request of somebody else's was translated before, and so was a reply to the node.
-            From::Host => is_reply != own,
-        };
-        if !goes_on {
-            return self.refused(packet, Why::NotService, released);
-        }
-        let choices = flow.choices.clone();
-        let expected: Vec<_> =
-            choices.iter().map(|choice| self.delivered(packet, index, choice, direction, &[], released)).collect();
-        let expected = expected.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let (outcomes, choices): (Vec<_>, Vec<_>) = expected.into_iter().unzip();
-        let matching = one_of(&outcomes, packet.outcome)?;
-        self.settle(index, matching.iter().map(|at| choices[*at].clone()).collect());
-        Ok(())
-    }
-
-    /// The packet's flow, which it keeps alive.
-    fn follow(&mut self, packet: &Packet<'_>) -> Option<(usize, Direction)> {
-        let Packet { seen, from, .. } = packet;
-        let (first, next) = self.masqueraded_ports();
-        let to_node = *from != From::Host && is_nodes(seen.ends.dst) && (first..next).contains(&seen.ends.dport);
-        let find = |by_port: bool| {
-            let mut flows = self.flows.iter().enumerate().filter_map(|(index, flow)| Some((index, flow.as_ref()?)));
-            flows.find_map(|(index, flow)| Some((index, flow.direction(seen.protocol, seen.ends, by_port)?)))
-        };
-        let (index, direction) = to_node.then(|| find(true)).flatten().or_else(|| find(false))?;
-        if seen.quoted.is_some() {
-            return Some((index, direction));
-        }
-        let begins_anew = seen.is_syn() || seen.protocol == UDP;
-        let flow = self.flows[index].as_ref().expect("a flow that was found");
-        if direction == Direction::Request && begins_anew {
-            let is_closed = seen.is_syn() && flow.phase() == Phase::Closed;
-            // Where one of several backends is meant they are all of one Service, and none has left since: it is asked at once.
-            let has_left = flow.choices[0].backend.is_some_and(|backend| !self.world.has_backend(backend));
-            if is_closed || has_left || flow.is_outlived(self.now) {
-                self.flows[index] = None;
-                return None;
-            }
-        }
-        let now = self.now;
-        self.flows[index].as_mut().expect("a flow that was found").learn(seen, direction, now);
-        Some((index, direction))
-    }
-
-    fn masqueraded_ports(&self) -> (u16, u16) {
-        let (first, last) = self.world.settings.source_ports;
-        (first, last - (last - first) / 8)
-    }
-
-    /// Ports for such a flow, first and one after the last.
-    fn ports(&self, from: From, masqueraded: bool) -> (u16, u16) {
-        let (first, moved) = self.masqueraded_ports();
-        let last = self.world.settings.source_ports.1;
-        let middle = moved + (last - moved) / 2;
-        match (masqueraded, from) {
-            (true, _) => (first, moved),
-            (false, From::Network) => (moved, middle),
-            (false, _) => (middle, last),
-        }
-    }
-
-    fn open(&mut self, packet: &Packet<'_>, released: bool) -> Result<(), String> {
-        let seen = &packet.seen;
-        let (mut choices, affinity) = match self.balance(packet) {
-            Ok(chosen) => chosen,
-            Err(Why::NotService) if self.is_shadowed(packet) => {
-                let to = (seen.ends.dst, seen.ends.dport);
-                (vec![Choice { to, backend: None, masqueraded: false, port: None }], None)
-            }
-            Err(why) => return self.refused(packet, why, released),
-        };
-        let index = self.flows.len();
-        let flow = Flow {
-            protocol: seen.protocol,
-            request: seen.ends,
-            from: packet.from,
-            life: Default::default(),
-            last: self.now,
-            choices: choices.clone(),
-        };
-        self.flows.push(Some(flow));
-        let keeps: Vec<_> = choices.iter().map(|choice| self.keeps_port(index, choice)).collect();
-        for (choice, keeps) in choices.iter_mut().zip(keeps) {
-            choice.port = keeps.then_some(seen.ends.sport);
-        }
-        let opened: &[&'static str] = &["flow_opened"];
-        let delivered: Result<Vec<_>, String> = choices
-            .iter()
-            .map(|choice| self.delivered(packet, index, choice, Direction::Request, opened, released))
-            .collect();
-        let (mut outcomes, mut settled): (Vec<_>, Vec<_>) = delivered?.into_iter().unzip();
-        let full = choices.iter().any(|choice| self.is_mostly_taken(index, choice));
-        if full {
-            outcomes.push(self.refusal(packet, Why::NoSourcePort, &[], released));
-        }
-        let matching = one_of(&outcomes, packet.outcome)?;
-        settled = matching.iter().filter_map(|at| settled.get(*at).cloned()).collect();
-        if let Some(key) = affinity {
-            let backends = choices.iter().filter_map(|choice| choice.backend).collect();
-            self.affinity.insert(key, Affinity { backends, last: self.now, flow: Some(index) });
-        }
-        if settled.is_empty() {
-            self.flows[index] = None;
-            return Ok(());
-        }
-        self.opened = Some(index);
-        self.settle(index, settled);
-        Ok(())
-    }
-
-    /// What is left of the flow's choices after a packet.
-    fn settle(&mut self, index: usize, choices: Vec<Choice>) {
-        if let [Choice { port: Some(port), .. }] = choices[..] {
-            // Who had the port before has given it up.
-            let holders = self.holders(index, &choices[0], port);
-            for holder in holders {
-                self.flows[holder] = None;
-            }
-        }
-        for affinity in self.affinity.values_mut().filter(|affinity| affinity.flow == Some(index)) {
-            affinity.backends = choices.iter().filter_map(|choice| choice.backend).collect();
-        }
-        self.flows[index].as_mut().expect("a flow that was found").choices = choices;
-    }
-
-    /// The backends that a new flow may go to, and what affinity knows its client by.
-    #[expect(clippy::type_complexity, reason = "both are read at once")]
-    fn balance(&self, packet: &Packet<'_>) -> Result<(Vec<Choice>, Option<(u32, IpAddr)>), Why> {
-        let seen = &packet.seen;
-        let service = match self.world.destination(seen.ends.dst, seen.ends.dport, seen.protocol) {
-            Destination::Frontend(service) => service,
-            Destination::UnknownPort => return Err(Why::UnknownPort),
-            Destination::Unallocated => return Err(Why::UnallocatedAddress),
-            Destination::Other => return Err(Why::NotService),
-        };
-        let client = seen.ends.src;
-        if let Some(ranges) = &service.source_ranges
-            && !ranges.iter().any(|(base, length)| net::contains(&format!("{base}/{length}"), client))
+    pub fn judge(&mut self, hook: Hook, frame: &[u8], outcome: &Outcome) -> Result<Vec<&'static str>, String> {
+        if let [only] = &mut self.ways[..]
+            && only.is_certain()
         {
-            return Err(Why::SourceRange);
+            only.judge(hook, frame, outcome)?;
+            return Ok(only.take_met());
         }
-        let is_outside = packet.from == From::Network;
-        let local_only = match service.kind {
-            Kind::ClusterIp => service.internal_local,
-            _ => is_outside && service.external_local,
-        };
-        let mut backends: Vec<_> = service.backends.iter().filter(|backend| backend.2 || !local_only).collect();
-        if backends.is_empty() {
-            return Err(if service.backends.is_empty() { Why::NoBackend } else { Why::NoLocalBackend });
-        }
-        if seen.quoted.is_some() || seen.protocol != UDP && seen.flags.rst {
-            return Err(Why::NotService);
-        }
-        let key = (service.affinity_seconds > 0).then_some((service.id, client));
-        if let Some(last) = key.and_then(|key| self.affinity.get(&key))
-            && self.now - last.last <= service.affinity_seconds
-        {
-            let is_last = |backend: &&(IpAddr, u16, bool)| last.backends.contains(&(backend.0, backend.1, service.id));
-            let known: Vec<_> = backends.iter().copied().filter(is_last).collect();
-            if known.len() == last.backends.len() {
-                backends = known;
+        let (mut after, mut met, mut error) = (Vec::new(), None, None);
+        for way in &self.ways {
+            let mut chance = Chance::default();
+            loop {
+                let mut next = way.clone();
+                next.chance = chance;
+                let judged = next.judge(hook, frame, outcome);
+                chance = std::mem::take(&mut next.chance);
+                let of_this = next.take_met();
+                match judged {
+                    Ok(()) => {
+                        met.get_or_insert(of_this);
+                        if !after.contains(&next) {
+                            after.push(next);
+                        }
+                    }
+                    Err(why) => drop(error.get_or_insert(why)),
+                }
+                if !chance.turn() {
+                    break;
+                }
             }
         }
-        let choice = |(to, port, local): &(IpAddr, u16, bool)| Choice {
-            to: (*to, *port),
-            backend: Some((*to, *port, service.id)),
-            masqueraded: self.masquerades(packet.from, client, service, (*to, *local)),
-            port: None,
-        };
-        Ok((backends.into_iter().map(choice).collect(), key))
-    }
-
-    /// Whether the backend is to see this node: where its replies would not come back here by themselves, where it is its own
-    /// client, and where the agent was told so.
-    fn masquerades(&self, from: From, client: IpAddr, service: &Service, (to, local): (IpAddr, bool)) -> bool {
-        let settings = &self.world.settings;
-        let cluster_ip = service.kind == Kind::ClusterIp;
-        let detects = if client.is_ipv4() { settings.detect_pods_v4 } else { settings.detect_pods_v6 };
-        match from {
-            From::Network => !local || cluster_ip && settings.masquerade_all,
-            From::Pod => to == client || cluster_ip && (settings.masquerade_all || detects && !is_pod(client)),
-            From::Host => false,
-        }
-    }
-
-    /// A connection of this node or its pods that is no Service's, whose replies some flow would get.
-    fn is_shadowed(&self, packet: &Packet<'_>) -> bool {
-        let Packet { seen, from, .. } = packet;
-        let Ends { src, sport, dst, dport } = seen.ends;
-        let (first, last) = self.world.settings.source_ports;
-        if *from == From::Network
-            || seen.quoted.is_some()
-            || !(first..=last).contains(&sport)
-            || !(seen.protocol == UDP || seen.is_syn())
-            || *from == From::Host && !is_nodes(src)
-        {
-            return false;
-        }
-        let reply = Ends { src: dst, sport: dport, dst: src, dport: sport };
-        self.flows.iter().flatten().any(|flow| {
-            flow.direction(seen.protocol, reply, false).is_some()
-                || *from == From::Host && flow.direction(seen.protocol, reply, true).is_some()
-        })
-    }
-
-    /// Other flows whose replies would be the same.
-    fn holders(&self, index: usize, choice: &Choice, port: u16) -> Vec<usize> {
-        let flow = self.flows[index].as_ref().expect("a flow that was found");
-        let node = flow.request.src;
-        let reply = Ends { src: choice.to.0, sport: choice.to.1, dst: node, dport: port };
-        let mut others = self.flows.iter().enumerate().filter_map(|(at, other)| Some((at, other.as_ref()?)));
-        let holds = |other: &Flow| other.direction(flow.protocol, reply, choice.masqueraded).is_some();
-        others.by_ref().filter(|(at, other)| *at != index && holds(other)).map(|(at, _)| at).collect()
-    }
-
-    /// Flows towards the same backend, that live or may, take at least half of the ports that this one could have.
-    fn is_mostly_taken(&self, index: usize, choice: &Choice) -> bool {
-        let flow = self.flows[index].as_ref().expect("a flow that was found");
-        let (first, next) = self.ports(flow.from, choice.masqueraded);
-        let takes = |other: &Flow| {
-            other.protocol == flow.protocol
-                && (choice.masqueraded || other.request.src == flow.request.src)
-                && other.choices.iter().any(|taken| {
-                    taken.to == choice.to
-                        && taken.masqueraded == choice.masqueraded
-                        && taken.port.is_none_or(|port| (first..next).contains(&port))
-                })
-        };
-        let others =
-            self.flows.iter().enumerate().filter(|(at, other)| *at != index && other.as_ref().is_some_and(takes));
-        2 * others.count() >= usize::from(next - first)
-    }
-
-    /// How far the flows are that have this source port.
-    fn holders_phase(&self, index: usize, choice: &Choice, port: u16) -> Option<Phase> {
-        let phase = |at: usize| {
-            let holder = self.flows[at].as_ref().expect("a flow that was found");
-            if holder.is_outlived(self.now) { Phase::Closed } else { holder.phase() }
-        };
-        let phases = self.holders(index, choice, port).into_iter().map(phase);
-        phases.max_by_key(|phase| match phase {
-            Phase::Closed => 0,
-            Phase::New => 1,
-            Phase::Established | Phase::Closing => 2,
-        })
-    }
-
-    fn is_vacant(&self, index: usize, choice: &Choice, port: u16) -> bool {
-        matches!(self.holders_phase(index, choice, port), None | Some(Phase::Closed))
-    }
-
-    /// A privileged port and SCTP's are to stay where the client keeps its address; a connection that is no Service's has to move.
-    fn prefers_own_port(&self, index: usize, choice: &Choice) -> bool {
-        let flow = self.flows[index].as_ref().expect("a flow that was found");
-        choice.backend.is_some() && !choice.masqueraded && (flow.request.sport < 1024 || flow.protocol == SCTP)
-    }
-
-    fn keeps_port(&self, index: usize, choice: &Choice) -> bool {
-        let own = self.flows[index].as_ref().expect("a flow that was found").request.sport;
-        self.prefers_own_port(index, choice) && self.is_vacant(index, choice, own)
-    }
-
-    /// Whether a new flow may have this source port.
-    fn may_have(&self, index: usize, choice: &Choice, port: u16) -> Result<(), String> {
-        let flow = self.flows[index].as_ref().expect("a flow that was found");
-        let own = flow.request.sport;
-        let (first, next) = self.ports(flow.from, choice.masqueraded);
-        let taken = self.is_mostly_taken(index, choice);
-        if self.keeps_port(index, choice) {
-            return if port == own { Ok(()) } else { Err(format!("its source port is {port}, and {own} was to stay")) };
-        }
-        if port == own && !choice.masqueraded && !(first..next).contains(&port) {
-            // A half-open flow gives the port up only to one that is to keep it.
-            let is_given = match self.holders_phase(index, choice, own) {
-                None | Some(Phase::Closed) => true,
-                Some(Phase::New) => self.prefers_own_port(index, choice),
-                Some(Phase::Established | Phase::Closing) => false,
-            };
-            return if is_given && taken {
-                Ok(())
-            } else {
-                Err(format!("it keeps its source port {own}, though others are free or that one is not"))
-            };
-        }
-        if !(first..next).contains(&port) {
-            return Err(format!("its source port is {port}, and none of {first} to {}", next - 1));
-        }
-        match self.holders_phase(index, choice, port) {
-            None | Some(Phase::Closed) => Ok(()),
-            // Where there is a handshake a half-open flow's turn is over; else there was no free port.
-            Some(Phase::New) if choice.masqueraded && flow.protocol != UDP || taken => Ok(()),
-            Some(phase) => {
-                Err(format!("its source port {port} is that of another flow ({phase:?}) to the same backend"))
+        assert!(after.len() <= MOST_WAYS, "{} ways", after.len());
+        match (met, error) {
+            (Some(met), _) => {
+                self.ways = after;
+                Ok(met)
             }
+            (None, error) => Err(error.expect("nothing was allowed")),
         }
     }
 
-    /// What becomes of a packet of this flow, and the choice with the source port that was seen.
-    fn delivered(
-        &self,
-        packet: &Packet<'_>,
-        index: usize,
-        choice: &Choice,
-        direction: Direction,
-        opened: &[&'static str],
-        released: bool,
-    ) -> Result<(Expected, Choice), String> {
-        let hidden = choice.port.is_none();
-        let mut known = Choice { port: choice.port.or_else(|| packet.port_seen()), ..choice.clone() };
-        let flow = self.flows[index].as_ref().expect("a flow that was found");
-        if hidden && flow.protocol == SCTP && packet.seen.piece != Piece::Whole {
-            // Such a piece goes on only where its port happens to stay.
-            let own = flow.request.sport;
-            let stays = packet.outcome.moved.contains_key("flow_hit") && self.may_have(index, choice, own).is_ok();
-            known.port = stays.then_some(own);
-        }
-        let port = known.port.unwrap_or(0);
-        let sent = if released { Err(Why::FragmentKept) } else { send_on(packet, flow, &known, direction, port) };
-        let (verdict, Translated { frame, wrong, anything }) = match sent {
-            Ok(sent) => sent,
-            Err(why) => return Ok((self.refusal(packet, why, opened, released), choice.clone())),
-        };
-        let label = if direction == Direction::Reply { "reply" } else { "flow_hit" };
-        let counted = [opened, &[label]].concat();
-        let expected = Expected { verdict, frame: Some(frame), wrong, anything, counted };
-        if hidden && known.port.is_some() && expected.is(packet.outcome) {
-            self.may_have(index, &known, port)?;
-        }
-        Ok((expected, known))
+    /// Whether the counters may move so in a flood of as many packets, each of which is to be rejected.
+    ///
+    /// # Errors
+    /// How they may.
+    pub fn judge_flood(
+        &mut self,
+        times: u32,
+        rejected: u64,
+        moved: &BTreeMap<&'static str, u64>,
+        took: Duration,
+    ) -> Result<(), String> {
+        let mut judged = self.ways.iter_mut().map(|way| way.judge_flood(times, rejected, moved, took));
+        judged.try_for_each(|judged| judged)
     }
-
-    fn refused(&self, packet: &Packet<'_>, why: Why, released: bool) -> Result<(), String> {
-        one_of(&[self.refusal(packet, why, &[], released)], packet.outcome).map(|_| ())
-    }
-
-    fn refusal(&self, packet: &Packet<'_>, why: Why, opened: &[&'static str], released: bool) -> Expected {
-        let opened = opened.to_vec();
-        if released {
-            return Expected {
-                verdict: Verdict::Drop,
-                frame: None,
-                wrong: Vec::new(),
-                anything: 0..0,
-                counted: opened,
-            };
-        }
-        if packet.hook == Hook::Xdp {
-            return packet.untouched(Verdict::Next, opened);
-        }
-        let counted = [&opened[..], &Vec::from_iter(why.label())].concat();
-        let answer = match why.fate() {
-            Fate::PassedOn => return packet.untouched(Verdict::Next, counted),
-            Fate::Dropped => None,
-            Fate::Rejected => answer(packet.frame, &packet.seen, why, &packet.outcome.frame),
-        };
-        match answer {
-            Some(frame) => {
-                Expected { verdict: Verdict::Redirect, frame: Some(frame), wrong: Vec::new(), anything: 0..0, counted }
-            }
-            None => packet.untouched(Verdict::Drop, counted),
-        }
-    }
-}
-
-type Sent = (Verdict, Translated);
-
-/// The packet as it goes on. `port`: the source port that the backend sees.
-fn send_on(packet: &Packet<'_>, flow: &Flow, choice: &Choice, direction: Direction, port: u16) -> Result<Sent, Why> {
-    let Packet { seen, hook, from, frame, .. } = packet;
-    let is_reply = direction == Direction::Reply;
-    let dst = if is_reply { flow.request.src } else { choice.to.0 };
-    if choice.masqueraded && seen.hop_limit <= 1 {
-        return Err(Why::HopLimit);
-    }
-    let leaves = choice.masqueraded || !is_reply && *from == From::Host;
-    let route = if leaves { Some(next_hop(*hook, frame, dst)?) } else { None };
-    let to = if is_reply {
-        let Ends { src, sport, dst, dport } = flow.request;
-        Ends { src: dst, sport: dport, dst: src, dport: sport }
-    } else {
-        let masqueraded = choice.masqueraded;
-        let own = route.filter(|_| masqueraded).map(|route| source(route.interface, seen.is_v4()).ok_or(Why::NoRoute));
-        let src = own.transpose()?.unwrap_or(seen.ends.src);
-        Ends { src, sport: port, dst, dport: choice.to.1 }
-    };
-    let ports = |ends: Ends| (ends.sport, ends.dport);
-    if seen.protocol == SCTP && seen.piece != Piece::Whole && ports(to) != ports(seen.ends) {
-        return Err(Why::Unsupported);
-    }
-    let mut new = translate(frame, seen, to);
-    if choice.masqueraded {
-        hop(&mut new, seen.is_v4());
-    }
-    if let Some(macs) = route.and_then(|route| net::macs(route, dst)) {
-        new.frame[..12].copy_from_slice(&macs);
-    }
-    let reenters = *from == From::Pod && is_reply && !choice.masqueraded && to.src != seen.ends.src;
-    if reenters {
-        new.frame[..6].copy_from_slice(&MACS[..6]);
-    }
-    let verdict = if leaves || reenters { Verdict::Redirect } else { Verdict::Next };
-    Ok((verdict, new))
-}
-
-fn next_hop(hook: Hook, frame: &[u8], dst: IpAddr) -> Result<&'static net::Route, Why> {
-    let route = net::route(dst).ok_or(Why::NoRoute)?;
-    let mtu = net::interface(route.interface).mtu;
-    if frame.len() - LINK > usize::from(mtu) {
-        return Err(Why::TooBig(mtu));
-    }
-    // In front of the stack only what goes out by the same interface, to a neighbour that is known.
-    let is_simple = route.interface == net::UPLINK && net::macs(route, dst).is_some();
-    if hook == Hook::Xdp && !is_simple { Err(Why::NoRoute) } else { Ok(route) }
-}
-
-/// Which of these it was.
-fn one_of(expected: &[Expected], outcome: &Outcome) -> Result<Vec<usize>, String> {
-    let matching: Vec<_> = (0..expected.len()).filter(|at| expected[*at].is(outcome)).collect();
-    if !matching.is_empty() {
-        return Ok(matching);
-    }
-    let mut text = String::new();
-    for (at, expected) in expected.iter().take(3).enumerate() {
-        text +=
-            &format!("{} {:?}, {:?}", if at == 0 { "expected:" } else { "or:" }, expected.verdict, expected.counted);
-        if let Some(frame) = &expected.frame {
-            text += &format!("\n  {}", words::frame(frame));
-            text += &words::differences(frame, &outcome.frame);
-        }
-        text += "\n";
-    }
-    let moved: Vec<_> = outcome.moved.keys().collect();
-    Err(format!("{text}got: {:?}, {moved:?}\n  {}", outcome.verdict, words::frame(&outcome.frame)))
 }

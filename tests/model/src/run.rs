@@ -1,29 +1,51 @@
 //! A case, step by step, through whatever handles packets and through the model.
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::net::IpAddr;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use svc_dataplane::check::{Ends, checksums, view};
 use svc_dataplane::memory::Memory;
-use svc_dataplane::packet::{IcmpError, MACS, Packet};
+use svc_dataplane::packet::{Extension, IcmpError, MACS, Packet, SCTP};
+use svc_dataplane::socket::Socket;
 use svc_dataplane::tables::{Service, Tables};
 use svc_dataplane::{Hook, Outcome, Verdict, net};
 
-use crate::case::{Case, Oddity, Shape, SourcePort, Step, What, reply};
+use crate::case::{Case, Oddity, Shape, SocketKind, SourcePort, Step, Until, What, reply};
 use crate::model::Model;
+use crate::rules::REJECTED;
 use crate::seen::read;
 use crate::words;
-use crate::world::World;
+use crate::world::{World, is_nodes, source};
 
 /// The agent frees the flows that are over as often, in seconds.
 pub const SWEEP: u32 = 60;
+
+/// A subject's time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Clock {
+    /// It goes by where the subject waits, and nowhere else.
+    Stands,
+    /// What is limited by it is so for each of these processors.
+    Runs { cpus: u32 },
+}
 
 /// What is judged.
 pub trait Subject {
     /// Pieces that come before their datagram's first one are kept.
     const KEEPS_PIECES: bool;
 
+    /// As many rejections are more than are sent.
+    const FLOOD: u32;
+
+    fn clock(&self) -> Clock;
     fn run(&mut self, hook: Hook, frame: &[u8]) -> Outcome;
+    /// As many times a frame that is rejected; how far each counter moved, and how long it took.
+    fn flood(&mut self, hook: Hook, frame: &[u8], times: u32) -> (BTreeMap<&'static str, u64>, Duration);
+    /// The node has these sockets from here on.
+    fn set_sockets(&mut self, sockets: &[Socket]);
     fn set_tables(&mut self, tables: &Tables);
     /// Lets this many seconds go by; where they are [`SWEEP`] or more, flows that are over are freed.
     fn wait(&mut self, seconds: u32);
@@ -31,6 +53,23 @@ pub trait Subject {
 
 impl Subject for Memory {
     const KEEPS_PIECES: bool = false;
+    const FLOOD: u32 = 1400;
+
+    fn clock(&self) -> Clock {
+        Clock::Stands
+    }
+
+    fn flood(&mut self, hook: Hook, frame: &[u8], times: u32) -> (BTreeMap<&'static str, u64>, Duration) {
+        let mut moved = BTreeMap::new();
+        for (reason, count) in (0..times).flat_map(|_| Memory::run(self, hook, frame).moved) {
+            *moved.entry(reason).or_default() += count;
+        }
+        (moved, Duration::ZERO)
+    }
+
+    fn set_sockets(&mut self, sockets: &[Socket]) {
+        Memory::set_sockets(self, sockets.to_vec());
+    }
 
     fn run(&mut self, hook: Hook, frame: &[u8]) -> Outcome {
         Memory::run(self, hook, frame)
@@ -55,6 +94,8 @@ pub struct Tally {
     pub packets: u64,
     pub verdicts: BTreeMap<&'static str, u64>,
     pub reasons: BTreeMap<&'static str, u64>,
+    /// Of [`RULES`].
+    pub rules: BTreeMap<&'static str, u64>,
 }
 
 impl Tally {
@@ -72,25 +113,25 @@ impl Tally {
         }
     }
 
-    /// Of these reasons, those that no packet had.
-    pub fn missing<'a>(&self, reasons: &[&'a str]) -> Vec<&'a str> {
-        reasons.iter().copied().filter(|reason| !self.reasons.contains_key(reason)).collect()
+    /// Of these reasons and rules, those that fewer packets had.
+    pub fn rarer<'a>(&self, than: u64, names: &[&'a str]) -> Vec<&'a str> {
+        let count = |name: &str| self.reasons.get(name).or(self.rules.get(name)).copied().unwrap_or(0);
+        names.iter().copied().filter(|name| count(name) < than).collect()
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} packets in {} cases", self.packets, self.cases)?;
-        for (name, count) in self.verdicts.iter().chain(&self.reasons) {
-            write!(f, "\n  {name:.<32} {count}")?;
+        for (name, count) in self.verdicts.iter().chain(&self.reasons).chain(&self.rules) {
+            write!(f, "\n  {name:.<40} {count}")?;
         }
         Ok(())
     }
 }
 
-/// Reasons that a run of some length is to meet. The others: a full flow table is a matter of its memory, which the model does
-/// not have; too many rejections are a matter of time; no helper fails; and sockets are none of the packet path's.
-pub const EXPECTED: [&str; 16] = [
+/// Reasons that a run of some length is to meet. The others: no helper fails, and sockets are none of the packet path's.
+pub const EXPECTED: [&str; 18] = [
     "flow_hit",
     "flow_opened",
     "reply",
@@ -99,6 +140,8 @@ pub const EXPECTED: [&str; 16] = [
     "no_local_backend",
     "source_range",
     "unallocated_address",
+    "reject_limited",
+    "flow_table_full",
     "no_source_port",
     "no_route",
     "hop_limit",
@@ -132,7 +175,7 @@ struct Run<'a, S> {
 /// What happened, in words, up to the first outcome that the rules do not allow.
 pub fn check<S: Subject>(case: &Case, subject: &mut S, tally: &mut Tally) -> Result<(), String> {
     let world = case.world.clone();
-    let model = Model::new(world.clone(), S::KEEPS_PIECES);
+    let model = Model::new(world.clone(), S::KEEPS_PIECES, subject.clock());
     let tables = world.tables();
     tally.cases += 1;
     let mut run = Run { case, subject, tally, model, world, tables, seen: HashMap::new(), events: Vec::new() };
@@ -151,7 +194,10 @@ impl<S: Subject> Run<'_, S> {
                 let Some(request) = sport.map(|sport| connection.request(sport)) else { return Ok(()) };
                 // Who is out of reach says nothing: his flows do not show all that was chosen for them.
                 let there = self.seen.get(&ends(&request)).copied().filter(|there| net::route(there.dst).is_some());
-                let hook = hook.unwrap_or(connection.hook);
+                let direct =
+                    |there: Ends| Packet::new(connection.protocol, there.src, there.sport, there.dst, there.dport);
+                let own = there.filter(|there| *what == What::Direct && is_nodes(there.src)).map(|_| Hook::Egress);
+                let hook = hook.or(own).unwrap_or(connection.hook);
                 let frame = match (what, there) {
                     (What::Request, _) => shape.frame(request, false),
                     (What::Reply, Some(there)) => shape.frame(reply(connection.protocol, there), true),
@@ -160,16 +206,20 @@ impl<S: Subject> Run<'_, S> {
                         let other = Ends { src: other.parse().expect("an address"), ..there };
                         shape.frame(reply(connection.protocol, other), true)
                     }
-                    (What::ErrorAboutRequest, Some(there)) => {
-                        let about = Packet::new(connection.protocol, there.src, there.sport, there.dst, there.dport);
-                        shape.error(there.dst, &about)
-                    }
+                    (What::ErrorAboutRequest, Some(there)) => shape.error(there.dst, &direct(there)),
                     (What::ErrorAboutReply, Some(_)) => shape.error(connection.client, &request.reply()),
+                    (What::Direct, Some(there)) => shape.frame(direct(there), false),
+                    (What::ReplyToDirect, Some(there)) => match self.seen.get(&ends(&direct(there))) {
+                        Some(there) => shape.frame(reply(connection.protocol, *there), true),
+                        None => return Ok(()),
+                    },
                     (_, None) => return Ok(()),
                 };
                 self.send(hook, &frame, shape.oddity.is_sound())
             }
-            Step::Crowd { connection, count } => self.crowd(*connection, *count),
+            Step::Crowd { connection, count, until } => self.crowd(*connection, *count, *until),
+            Step::Flood { connection, answered } => self.flood(*connection, *answered),
+            Step::Sockets { connection, kind, first, count } => self.sockets(*connection, *kind, *first..first + count),
             Step::Wait { seconds } => {
                 let seconds = self.model.wait(*seconds);
                 self.subject.wait(seconds);
@@ -205,7 +255,7 @@ impl<S: Subject> Run<'_, S> {
     }
 
     fn changed(&mut self) -> Result<(), String> {
-        self.model.set_world(self.world.clone());
+        self.model.set_world(&self.world);
         self.subject.set_tables(&self.tables);
         Ok(())
     }
@@ -229,18 +279,86 @@ impl<S: Subject> Run<'_, S> {
         self.changed()
     }
 
-    /// Three packets each: a request, the reply to it and one more request.
-    fn crowd(&mut self, connection: usize, count: u16) -> Result<(), String> {
+    /// Packets of each: a request, the reply to it and one more request; the end.
+    fn crowd(&mut self, connection: usize, count: u16, until: Until) -> Result<(), String> {
         let connection = self.case.connections[connection % self.case.connections.len()];
+        // Where flows make room for each other, and all are as old, which of them are left is soon anybody's guess.
+        let is_a_guess = self.world.settings.flow_sets == 1 && until != Until::Handshake;
+        let count = if is_a_guess { count.min(5) } else { count };
         let shape = |flags| Shape { flags, hop_limit: 64, payload: 1, oddity: Oddity::None };
         for sport in 50_000..50_000 + count {
             let request = connection.request(sport);
             self.send(connection.hook, &shape(0).frame(request.clone(), false), true)?;
-            let Some(there) = self.seen.get(&ends(&request)).copied() else { continue };
+            let there = self.seen.get(&ends(&request)).copied().filter(|_| until > Until::Request);
+            let Some(there) = there else { continue };
             let hook = way_back(connection.hook, there, &request);
             self.send(hook, &shape(0).frame(reply(connection.protocol, there), true), true)?;
-            self.send(connection.hook, &shape(2).frame(request, false), true)?;
+            if until >= Until::Handshake {
+                self.send(connection.hook, &shape(2).frame(request.clone(), false), true)?;
+            }
+            if until >= Until::Reset {
+                self.send(connection.hook, &shape(5).frame(request, false), true)?;
+            }
         }
+        Ok(())
+    }
+
+    fn flood(&mut self, connection: usize, answered: bool) -> Result<(), String> {
+        let connection = self.case.connections[connection % self.case.connections.len()];
+        let request = connection.request(50_000);
+        let oddity = match answered {
+            true => Oddity::None,
+            false if request.is_v4() => Oddity::Options(1),
+            false => Oddity::Extensions(vec![Extension::Destination]),
+        };
+        let frame = Shape { flags: 0, hop_limit: 64, payload: 1, oddity }.frame(request, false);
+        self.send(connection.hook, &frame, true)?;
+        let Some(Event::Packet(hook, _, outcome)) = self.events.last() else { return Ok(()) };
+        let hook = *hook;
+        let Some(reason) = REJECTED.into_iter().find(|reason| outcome.moved.contains_key(reason)) else {
+            return Ok(());
+        };
+        let (moved, took) = self.subject.flood(hook, &frame, S::FLOOD);
+        for (reason, count) in &moved {
+            *self.tally.reasons.entry(reason).or_default() += count;
+        }
+        self.events.push(Event::Other(format!("{hook:?}: {} times the same, {moved:?}", S::FLOOD)));
+        self.model.judge_flood(S::FLOOD, moved.get(reason).copied().unwrap_or(0), &moved, took)
+    }
+
+    fn sockets(&mut self, connection: usize, kind: SocketKind, offsets: Range<u16>) -> Result<(), String> {
+        let connection = self.case.connections[connection % self.case.connections.len()];
+        let (first, last) = self.world.settings.source_ports;
+        // Of many ports those of sockets would hardly ever be tried.
+        const FEW: u16 = 64;
+        if last - first > FEW || connection.protocol == SCTP {
+            return Ok(());
+        }
+        let v4 = connection.to.0.is_ipv4();
+        let node = source(net::UPLINK, v4).expect("an address of the node");
+        let any = if v4 { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+        let services = self.case.world.services.iter();
+        let services =
+            services.filter(|service| service.protocol == connection.protocol && service.address.is_ipv4() == v4);
+        let mut backends = services.flat_map(|service| &service.backends).map(|(to, port, _)| (*to, *port));
+        // A socket is looked for at the address of the link that a packet comes in by, which is not the one that it leaves with
+        // by another link: there a socket has to be at any.
+        let leaves_apart = |(to, _)| net::route(to).is_some_and(|route| route.interface == net::NARROW);
+        let (local, peer) = match kind {
+            _ if backends.clone().any(leaves_apart) => (any, None),
+            SocketKind::Bound { any: true } => (any, None),
+            SocketKind::Bound { any: false } => (node, None),
+            SocketKind::Connected => match backends.find(|(to, _)| net::route(*to).is_some()) {
+                Some(peer) => (node, Some(peer)),
+                None => return Ok(()),
+            },
+        };
+        let ports = offsets.map(|offset| first + offset).filter(|port| *port <= last);
+        self.world.sockets =
+            ports.map(|port| Socket { protocol: connection.protocol, local: (local, port), peer }).collect();
+        self.subject.set_sockets(&self.world.sockets);
+        self.model.set_world(&self.world);
+        self.events.push(Event::Other(format!("the node has {:?}", self.world.sockets)));
         Ok(())
     }
 
@@ -275,7 +393,10 @@ impl<S: Subject> Run<'_, S> {
             self.seen.insert((before.protocol, before.ends), after.ends);
         }
         self.events.push(Event::Packet(hook, frame.to_vec(), outcome));
-        judged.and(sums)
+        for rule in judged? {
+            *self.tally.rules.entry(rule).or_default() += 1;
+        }
+        sums
     }
 
     fn story(&self, difference: &str) -> String {

@@ -2,6 +2,7 @@
 use std::net::IpAddr;
 
 use svc_dataplane::net;
+use svc_dataplane::socket::Socket;
 use svc_dataplane::tables::{Kind, POD_RANGES, SERVICE_RANGES, Service, Settings, Tables};
 
 /// A backend: an address, a port, and the Service that it is one of.
@@ -12,6 +13,8 @@ pub struct World {
     /// One for each frontend; those of one id have the same backends.
     pub services: Vec<Service>,
     pub settings: Settings,
+    /// Of the node.
+    pub sockets: Vec<Socket>,
 }
 
 /// What a destination is.
