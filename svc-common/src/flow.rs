@@ -339,6 +339,16 @@ impl Entry {
         &self.0.key
     }
 
+    /// Whether what was found by its key leads where it does.
+    #[inline(always)]
+    fn is(&self, found: &Hit) -> bool {
+        let Cell { key, to, tail } = &self.0;
+        found.to == *to
+            && found.dst == key.dst
+            && found.port == tail.port
+            && found.second == (key.head >> SECOND_SHIFT) as u16
+    }
+
     /// What [`find`] would say of it.
     #[inline(always)]
     pub const fn hit(&self, now: u16) -> Hit {
@@ -422,11 +432,11 @@ pub trait Memory {
     }
 
     /// As [`sync`].
-    fn sync(&self, key: &Key, hit: &Hit, now: u16)
+    fn sync(&self, key: &Key, hit: &Hit, now: u16) -> bool
     where
         Self: Sized,
     {
-        sync(self, key, hit, now);
+        sync(self, key, hit, now)
     }
 
     /// As [`close`].
@@ -608,24 +618,33 @@ pub unsafe fn touch(cell: *mut Cell, hit: &mut Hit, bits: u8, now: u16) -> bool 
     tell
 }
 
-/// Brings the flow's other cell up to date, and puts it back where it has gone.
+/// Brings the flow's other cell up to date, and puts it back where it has gone: whether it did that. Where another flow has got its
+/// key meanwhile, this flow is over.
 #[inline(always)]
-pub fn sync<M: Memory>(memory: &M, key: &Key, hit: &Hit, now: u16) {
+pub fn sync<M: Memory>(memory: &M, key: &Key, hit: &Hit, now: u16) -> bool {
     let peer = Entry::peer_of(hit, key);
     let mut other = Hit::default();
     let cell = find(memory, peer.key(), &mut other);
     if cell.is_null() {
-        memory.put(&peer, now, Room::Dispensable);
-    } else {
+        return memory.put(&peer, now, Room::Dispensable) == Added::New;
+    }
+    if peer.is(&other) {
         // SAFETY: `cell` was just found in `memory`.
         unsafe { touch(cell, &mut other, hit.state, now) };
+    } else {
+        memory.remove(key);
     }
+    false
 }
 
-/// Frees the cell that was hit by `key`, and its counterpart.
+/// Frees the cell that was hit by `key`, and its counterpart, unless another flow has got that key meanwhile.
 #[inline(always)]
 pub fn close<M: Memory>(memory: &M, key: &Key, hit: &Hit) {
-    memory.remove(Entry::peer_of(hit, key).key());
+    let peer = Entry::peer_of(hit, key);
+    let mut other = Hit::default();
+    if !find(memory, peer.key(), &mut other).is_null() && peer.is(&other) {
+        memory.remove(peer.key());
+    }
     memory.remove(key);
 }
 
@@ -1236,6 +1255,45 @@ mod tests {
         assert_eq!(look(&table, &client(2)), None);
         assert_eq!(add(&table, &forward(9), 7), Added::New);
         assert!([0, 1, 3, 9].iter().all(|i| look(&table, &client(*i)).is_some()));
+    }
+
+    /// Two flows of which the second has got the first one's source port, after the first one's reverse cell was evicted.
+    fn evicted_and_succeeded(table: &Sets) -> (Key, Hit, Key) {
+        let reverse = |i| {
+            Entry::reverse(
+                Key::masqueraded(addr(99), 8080, 5000, TCP),
+                addr(0x0a60_0001),
+                80,
+                addr(i),
+                1000 + i as u16,
+                3,
+            )
+        };
+        let key = |i| Key::new(addr(i), addr(0x0a60_0001), 1000 + i as u16, 80, TCP);
+        let forward = |i| Entry::forward(key(i), addr(99), 8080, 5000, true, 3);
+        assert_eq!([add(table, &reverse(1), 7), add(table, &forward(1), 7)], [Added::New; 2]);
+        remove(table, reverse(1).key());
+        assert_eq!([add(table, &reverse(2), 7), add(table, &forward(2), 7)], [Added::New; 2]);
+        (key(1), look(table, &key(1)).unwrap(), *reverse(2).key())
+    }
+
+    #[test]
+    fn a_flows_end_is_not_that_of_the_one_that_has_its_port_now() {
+        let table = Sets::new(4, SEED);
+        let (first, hit, second) = evicted_and_succeeded(&table);
+        close(&table, &first, &hit);
+        assert_eq!(look(&table, &first), None);
+        assert_eq!(look(&table, &second).unwrap().dst(), addr(2));
+    }
+
+    #[test]
+    fn a_flow_whose_port_another_has_now_is_over() {
+        let table = Sets::new(4, SEED);
+        let (first, hit, second) = evicted_and_succeeded(&table);
+        let before = look(&table, &second).unwrap();
+        sync(&table, &first, &Hit { state: RESET, ..hit }, 7);
+        assert_eq!(look(&table, &first), None);
+        assert_eq!(look(&table, &second), Some(before));
     }
 
     #[test]

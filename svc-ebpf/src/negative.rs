@@ -2,7 +2,8 @@
 //! spares most of a node's packets all that follows, at each hook that they pass.
 //!
 //! An entry holds for one epoch of its ports. The agent ends the epochs of all ports before it changes what is a Service's, and
-//! whoever opens a flow ends those of the ports that the flow's replies have.
+//! whoever opens a flow ends those of the ports that the flow's replies have, and of what the flow makes its own
+//! ([`crate::open::is_shadowed`]).
 use svc_common::map::{CONFIG_TAKE_OVER, TCP, UDP};
 
 use crate::family::{ETHERNET, Family, V4, V6};

@@ -90,6 +90,10 @@ pub fn open_by<T: Tables>(
         Added::New => match add_forward(tables, headers, key, backend, port) {
             Added::New => {
                 negative::end(tables, backend.port, port);
+                if backend.id == NO_BACKEND {
+                    // What was shadowed was no Service's before.
+                    negative::end(tables, headers.sport, headers.dport);
+                }
                 note(tables, headers, backend, port, hit);
                 Opened::Yes
             }
@@ -181,11 +185,11 @@ fn detects_pods(addr: Addr) -> u32 {
     if addr.is_v4() { CONFIG_DETECT_PODS_V4 } else { CONFIG_DETECT_PODS_V6 }
 }
 
-/// A port that is to show its client's privilege, and SCTP's, which its checksum covers.
+/// A port that is to show its client's privilege, and SCTP's, which its checksum covers. Of UDP, 0 is none (RFC 768).
 #[inline(always)]
 fn keeps_port(headers: &Headers) -> bool {
     const PRIVILEGED: u16 = 1024;
-    u16::from_be(headers.sport) < PRIVILEGED || headers.protocol == SCTP
+    (1..PRIVILEGED).contains(&u16::from_be(headers.sport)) || headers.protocol == SCTP
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]

@@ -243,7 +243,9 @@ fn follow<T: Tables>(tables: &T, key: &Key, headers: &Headers, hit: &mut Hit) ->
         }
         Visit::Found => true,
         Visit::Told => {
-            tables.flows().sync(key, hit, now);
+            if tables.flows().sync(key, hit, now) {
+                negative::end(tables, hit.port, hit.second);
+            }
             true
         }
     }

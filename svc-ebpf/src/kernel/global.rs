@@ -88,18 +88,16 @@ extern "C" fn svc_flow_make_room(entry: *const Entry, now: u32) -> u32 {
 }
 
 #[inline(always)]
-pub(super) fn sync(key: &Key, hit: &Hit, now: u16) {
-    svc_flow_sync(key, hit, now as u32);
+pub(super) fn sync(key: &Key, hit: &Hit, now: u16) -> bool {
+    svc_flow_sync(key, hit, now as u32) != 0
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn svc_flow_sync(key: *const Key, hit: *const Hit, now: u32) -> u32 {
     // SAFETY: as above.
-    if let (Some(key), Some(hit)) = unsafe { (key.as_ref(), hit.as_ref()) } {
-        flow::sync(&Flows, key, hit, now as u16);
-    }
-    0
+    let (Some(key), Some(hit)) = (unsafe { (key.as_ref(), hit.as_ref()) }) else { return 0 };
+    flow::sync(&Flows, key, hit, now as u16) as u32
 }
 
 #[inline(always)]

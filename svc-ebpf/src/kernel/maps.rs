@@ -173,8 +173,8 @@ impl flow::Memory for Flows {
     }
 
     #[inline(always)]
-    fn sync(&self, key: &flow::Key, hit: &flow::Hit, now: u16) {
-        global::sync(key, hit, now);
+    fn sync(&self, key: &flow::Key, hit: &flow::Hit, now: u16) -> bool {
+        global::sync(key, hit, now)
     }
 
     #[inline(always)]

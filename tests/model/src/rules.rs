@@ -574,7 +574,7 @@ impl Rules {
         for (choice, keeps) in choices.iter_mut().zip(keeps) {
             choice.port = keeps.then_some(seen.ends.sport);
         }
-        // No port is numbered 0: where it was to stay there is none.
+        // No port is numbered 0: where it was to stay, as SCTP's does, there is none.
         let offered = choices.len();
         choices.retain(|choice| choice.port != Some(0));
         if choices.is_empty() {
@@ -755,7 +755,9 @@ impl Rules {
     /// A privileged port and SCTP's are to stay where the client keeps its address; a connection that is no Service's has to move.
     fn prefers_own_port(&self, index: usize, choice: &Choice) -> bool {
         let flow = self.flows[index].as_ref().expect("a flow that was found");
-        choice.backend.is_some() && !choice.masqueraded && (flow.request.sport < 1024 || flow.protocol == SCTP)
+        choice.backend.is_some()
+            && !choice.masqueraded
+            && ((1..1024).contains(&flow.request.sport) || flow.protocol == SCTP)
     }
 
     fn keeps_port(&self, index: usize, choice: &Choice) -> bool {
