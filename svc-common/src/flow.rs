@@ -623,26 +623,53 @@ pub unsafe fn touch(cell: *mut Cell, hit: &mut Hit, bits: u8, now: u16) -> bool 
 #[inline(always)]
 pub fn sync<M: Memory>(memory: &M, key: &Key, hit: &Hit, now: u16) -> bool {
     let peer = Entry::peer_of(hit, key);
-    let mut other = Hit::default();
-    let cell = find(memory, peer.key(), &mut other);
-    if cell.is_null() {
-        return memory.put(&peer, now, Room::Dispensable) == Added::New;
-    }
-    if peer.is(&other) {
-        // SAFETY: `cell` was just found in `memory`.
-        unsafe { touch(cell, &mut other, hit.state, now) };
-    } else {
-        memory.remove(key);
+    match tell(memory, &peer, now) {
+        Standing::None => return memory.put(&peer, now, Room::Dispensable) == Added::New,
+        Standing::Own => (),
+        Standing::Another => memory.remove(key),
     }
     false
+}
+
+/// What stands under an entry's key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+enum Standing {
+    None,
+    /// This very entry, but for what its packets have changed.
+    Own,
+    /// Another flow's.
+    Another,
+}
+
+/// Tells the entry's cell of its state, at `now`.
+// Functions of their own, so that the copies of cells do not stand on the kernel's stack together with what their caller calls else.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn tell<M: Memory>(memory: &M, entry: &Entry, now: u16) -> Standing {
+    let mut found = Hit::default();
+    let cell = find(memory, entry.key(), &mut found);
+    if cell.is_null() {
+        return Standing::None;
+    }
+    if !entry.is(&found) {
+        return Standing::Another;
+    }
+    // SAFETY: `cell` was just found in `memory`.
+    unsafe { touch(cell, &mut found, entry.0.tail.state, now) };
+    Standing::Own
+}
+
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn stands<M: Memory>(memory: &M, entry: &Entry) -> bool {
+    let mut found = Hit::default();
+    !find(memory, entry.key(), &mut found).is_null() && entry.is(&found)
 }
 
 /// Frees the cell that was hit by `key`, and its counterpart, unless another flow has got that key meanwhile.
 #[inline(always)]
 pub fn close<M: Memory>(memory: &M, key: &Key, hit: &Hit) {
     let peer = Entry::peer_of(hit, key);
-    let mut other = Hit::default();
-    if !find(memory, peer.key(), &mut other).is_null() && peer.is(&other) {
+    if stands(memory, &peer) {
         memory.remove(peer.key());
     }
     memory.remove(key);

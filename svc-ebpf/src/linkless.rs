@@ -21,8 +21,7 @@ pub trait Bare: Packet {
     ///
     /// # Errors
     /// As there.
-    fn route_bare<T: Tables>(&mut self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop)
-    -> Result<(), Reason>;
+    fn route_bare<T: Tables>(&self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason>;
 }
 
 /// Such a packet for the engine, whose offsets are a frame's: as if an Ethernet header stood in front of it, of which the
@@ -83,7 +82,7 @@ impl<P: Bare> Packet for Linkless<P> {
     }
 
     #[inline(always)]
-    fn route<T: Tables>(&mut self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+    fn route<T: Tables>(&self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         self.0.route_bare(tables, headers, dst, hop)
     }
 

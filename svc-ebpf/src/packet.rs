@@ -157,7 +157,7 @@ pub trait Packet {
     ///
     /// # Errors
     /// [`Reason::NoRoute`] and [`Reason::TooBig`]; in front of the stack also where only the stack can send it.
-    fn route<T: Tables>(&mut self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason>;
+    fn route<T: Tables>(&self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason>;
 
     /// Whether a socket of this node would get what `remote` sends to `local`. Addresses and ports, these in network byte
     /// order, are those of such a packet.

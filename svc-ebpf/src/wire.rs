@@ -60,7 +60,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scrat
     }
     *key = Key::new(headers.src, headers.dst, headers.sport, headers.dport, headers.protocol);
     if !follow(tables, key, headers, hit) {
-        let opened = open(packet, tables, headers, key, hit);
+        let opened = open(packet, tables, headers, key, hit, hop);
         if opened == Err(Reason::NotService) {
             negative::keep(tables, headers, *epoch);
         }
@@ -95,7 +95,7 @@ pub fn egress<P: Packet, T: Tables>(
         if !to_network && !is_shadowed(tables, headers) {
             return Err(Reason::NotService);
         }
-        let opened = open(packet, tables, headers, key, hit);
+        let opened = open(packet, tables, headers, key, hit, hop);
         // To this node itself nothing leaves, and what comes in with the same addresses may be masqueraded traffic's.
         if opened == Err(Reason::NotService) && tables.address(&headers.dst) & (ADDRESS_LOCAL | ADDRESS_NODE) == 0 {
             negative::keep(tables, headers, *epoch);
@@ -133,13 +133,19 @@ fn open<P: Packet, T: Tables>(
     headers: &Headers,
     key: &Key,
     hit: &mut Hit,
+    hop: &mut Hop,
 ) -> Result<(), Reason> {
     let mut attempt = 0;
     while attempt < SOCKET_TRIES {
         attempt += 1;
         tables.open(headers, key, hit)?;
         let local = if hit.is_masqueraded() {
-            known(source(tables, headers.v4, packet.ifindex()))?
+            // Once, since the verifier goes through all attempts: a second one is rare, and for another backend behind another link
+            // much rarer.
+            if attempt == 1 {
+                find_source(packet, tables, headers, hit, hop);
+            }
+            known(hop.source)?
         } else if headers.from == From::Host && hit.second != headers.sport {
             headers.src
         } else {
@@ -153,6 +159,21 @@ fn open<P: Packet, T: Tables>(
         tables.flows().close(key, hit);
     }
     Err(Reason::NoSourcePort)
+}
+
+/// The source of what leaves for the flow's backend, into `hop.source`; where the way there cannot be told, which [`translate`]
+/// will say, that of the interface at hand.
+///
+/// What it finds stands in `hop` alone, so that for the verifier all its ends are one.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn find_source<P: Packet, T: Tables>(packet: &P, tables: &T, headers: &Headers, hit: &Hit, hop: &mut Hop) {
+    let dst = hit.to();
+    hop.source = dst.any();
+    // An error, too, may be one of a packet whose way is known.
+    let _ = packet.route(tables, headers, &dst, hop);
+    if hop.source == dst.any() {
+        hop.source = source(tables, headers.v4, packet.ifindex());
+    }
 }
 
 #[inline(always)]

@@ -335,6 +335,28 @@ fn no_flow_takes_a_port_at_which_a_socket_of_the_node_has_the_backends_packets(#
     });
 }
 
+/// Not those of the link that the request has come in by.
+#[rstest]
+fn the_sockets_that_count_have_the_address_of_the_link_that_the_request_leaves_by(
+    #[values(Hook::Xdp, Hook::Ingress)] hook: Hook,
+    #[values(V4, V6)] family: Family,
+) {
+    let (service, request) = service(ClusterIp, family, UDP, &[(family.narrow(), false)], family.client());
+    let mut tables = Tables::with(&[service]);
+    (tables.config.snat_first, tables.config.snat_last) = (20_000, 20_003);
+    let bind = |address: IpAddr| [20_000, 20_001, 20_002].map(|port| UdpSocket::bind((address, port)).unwrap());
+    kernel::with(&tables, |node| {
+        let frame = request.frame();
+        let leaving = bind(family.of("198.18.0.1", "2001:db8:18::1"));
+        let refused = node.run(hook, &frame);
+        assert!(!refused.moved.contains_key("flow_opened"), "{:?}", refused.moved);
+        drop(leaving);
+        let _coming = bind(family.node());
+        let opened = node.run(hook, &frame);
+        assert!(opened.moved.contains_key("flow_opened"), "{:?}", opened.moved);
+    });
+}
+
 #[test]
 fn rejections_are_limited() {
     let (service, request) = service(ClusterIp, V4, TCP, &[], V4.client());

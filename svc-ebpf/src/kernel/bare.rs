@@ -48,13 +48,7 @@ impl Bare for Skb<'_> {
     }
 
     #[inline(always)]
-    fn route_bare<T: Tables>(
-        &mut self,
-        tables: &T,
-        headers: &Headers,
-        dst: &Addr,
-        hop: &mut Hop,
-    ) -> Result<(), Reason> {
+    fn route_bare<T: Tables>(&self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         self.way(self.size(), tables, headers, dst, hop)
     }
 }

@@ -150,7 +150,7 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn route<T: Tables>(&mut self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+    fn route<T: Tables>(&self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         self.way(self.size().wrapping_sub(ETHERNET as u32), tables, headers, dst, hop)
     }
 }

@@ -64,7 +64,7 @@ impl Packet for Frame<'_> {
 
     /// Only what leaves by the link it came from, with a neighbour that is known.
     #[inline(always)]
-    fn route<T: Tables>(&mut self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+    fn route<T: Tables>(&self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         let length = self.size().wrapping_sub(svc_ebpf::family::ETHERNET as u32) as u16;
         let interface = self.ifindex();
         route::way(self.0.as_ptr(), tables, length, interface, headers, dst, hop)?;

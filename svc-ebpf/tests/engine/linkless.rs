@@ -19,13 +19,7 @@ impl Bare for Frame {
         u16::from_ne_bytes([8, 0])
     }
 
-    fn route_bare<T: Tables>(
-        &mut self,
-        tables: &T,
-        headers: &Headers,
-        dst: &Addr,
-        hop: &mut Hop,
-    ) -> Result<(), Reason> {
+    fn route_bare<T: Tables>(&self, tables: &T, headers: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         self.route(tables, headers, dst, hop)
     }
 }

@@ -125,7 +125,7 @@ impl Packet for Frame {
         self.set(offset, Diff(addresses.0 + ports.0).apply(field))
     }
 
-    fn route<T: Tables>(&mut self, tables: &T, _: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+    fn route<T: Tables>(&self, tables: &T, _: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         *hop = Hop { ifindex: 2, macs: [1, 2, 3, 4, 5, 6], mtu: 0, source: source(tables, dst.is_v4(), 2) };
         Ok(())
     }

@@ -67,7 +67,7 @@ impl<const PLAIN: bool> Packet for Frame<'_, PLAIN> {
         self.set(offset, if udp && patched == 0 { 0xffff } else { patched })
     }
 
-    fn route<T: Tables>(&mut self, tables: &T, _: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
+    fn route<T: Tables>(&self, tables: &T, _: &Headers, dst: &Addr, hop: &mut Hop) -> Result<(), Reason> {
         hop.ifindex = self.interface;
         let dst = IpAddr::from(*dst);
         let route = net::route(dst).ok_or(Reason::NoRoute)?;
