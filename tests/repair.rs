@@ -276,6 +276,34 @@ fn no_next_hop_is_kept_once_the_agent_has_ended() {
     assert!(lease(&cluster).until <= monotonic_nanoseconds());
 }
 
+fn epoch(cluster: &Cluster) -> u32 {
+    sys::lookup(map(cluster, pin::EPOCH).as_fd(), &0u32).unwrap()
+}
+
+#[track_caller]
+fn begun_anew(cluster: &Cluster, old: u32) -> u32 {
+    eventually("another epoch", || Some(epoch(cluster)).filter(|epoch| *epoch > old && epoch % 2 == 0))
+}
+
+#[test]
+fn what_is_no_services_is_found_out_anew_with_each_frontend_and_with_no_endpoint() {
+    let mut cluster = Cluster::with_manifests();
+    let url = "http://10.96.0.90/";
+    let old = begun_anew(&cluster, 0);
+    cluster.change(|manifests| {
+        service("late", "10.96.0.90", &["a1"]).into_iter().for_each(|object| manifests.put(object));
+    });
+    cluster.expect_soon("node-a", url, &["a1"]);
+    let old = begun_anew(&cluster, old);
+    let [_, slice] = service("late", "10.96.0.90", &["a1", "b2"]);
+    cluster.change(|manifests| manifests.put(slice));
+    cluster.expect_soon("node-a", url, &["a1", "b2"]);
+    assert_eq!(epoch(&cluster), old);
+    cluster.kill_agent(&NODES[0]);
+    cluster.start_agent(&NODES[0]);
+    begun_anew(&cluster, old);
+}
+
 #[test]
 fn an_uplink_that_is_made_anew_is_served_again() {
     let cluster = Cluster::with_manifests();

@@ -387,6 +387,7 @@ mod tests {
             sync_period: Some(Duration::from_secs(90)),
             oom_score_adj: Some(-999),
             timeouts: TimeoutArgs { conntrack_udp_timeout: Some(Duration::from_secs(45)), ..TimeoutArgs::default() },
+            flow_table_size: None,
         };
         assert_eq!((config, warnings), (expected, vec![]));
     }
