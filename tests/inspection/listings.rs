@@ -4,7 +4,7 @@ use svc_lab::client::Options;
 use svc_lab::topology::{NODES, OUTSIDE};
 use svc_tests::cluster::{Cluster, all_backends, service};
 
-use super::json as ask;
+use super::{flow_cells, json as ask};
 
 fn rows(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
     let (code, rows) = ask(cluster, arguments);
@@ -48,7 +48,7 @@ fn every_map_that_may_be_full_is_listed_with_its_size() {
         (&of("frontends")["maxEntries"], &of("frontends")["flag"]),
         (&json!(131_072), &json!("--max-frontends"))
     );
-    assert_eq!(of("flows")["maxEntries"], json!(1_048_576), "four cells a set, two a flow");
+    assert_eq!(of("flows")["maxEntries"], json!(flow_cells()));
 }
 
 #[test]

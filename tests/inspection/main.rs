@@ -8,9 +8,16 @@ mod monitor;
 mod trace;
 
 use serde_json::Value;
+use svc_agent::host::online_cpus;
+use svc_agent::kube_proxy_config::default_flow_table_size;
 use svc_lab::agent::ask;
 use svc_lab::topology::NODES;
 use svc_tests::cluster::Cluster;
+
+/// Of the flow table that an agent has which is not told otherwise: two of a flow, and as many again, so that it is half full at most.
+fn flow_cells() -> u32 {
+    4 * default_flow_table_size(online_cpus()).next_power_of_two()
+}
 
 /// A subcommand on the first node: its exit code, and what it printed, as JSON.
 fn json(cluster: &Cluster, arguments: &[&str]) -> (i32, Value) {

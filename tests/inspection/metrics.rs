@@ -8,6 +8,7 @@ use svc_lab::client::Options;
 use svc_lab::topology::{CLIENT, NODES, OUTSIDE};
 use svc_tests::cluster::{Cluster, all_backends, eventually, http_get_path};
 
+use super::flow_cells;
 use super::trace::cluster;
 
 /// Samples by name and labels, as they are written.
@@ -110,7 +111,7 @@ fn flows_are_counted_by_state_and_maps_by_their_entries() {
     let after = samples(&cluster);
     load.finish().unwrap();
     assert!(after["svc_map_entries{map=\"flows\"}"] >= 2.0);
-    assert_eq!(after["svc_map_max_entries{map=\"flows\"}"], 1_048_576.0);
+    assert_eq!(after["svc_map_max_entries{map=\"flows\"}"], f64::from(flow_cells()));
     for map in ["frontends", "services", "backends", "backend_sets", "addresses", "uplinks", "cidrs"] {
         let (entries, most) = (
             after[&format!("svc_map_entries{{map=\"{map}\"}}")],
