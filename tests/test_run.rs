@@ -31,8 +31,6 @@ pub struct Ran {
     pub verdict: u32,
     /// The packet as it is afterwards.
     pub packet: Vec<u8>,
-    /// What an XDP program has put in front of the packet, for the programs behind it.
-    pub metadata: Vec<u8>,
     /// For each time, on average.
     pub nanoseconds: u32,
 }
@@ -92,10 +90,7 @@ pub fn run(program: BorrowedFd<'_>, context: Context, packet: &[u8]) -> io::Resu
     };
     bpf(PROG_TEST_RUN, &mut attr)?;
     output.truncate(attr.size_out as usize);
-    // XDP's programs here leave the packet its length.
-    let metadata = if context.xdp { output.len().saturating_sub(packet.len()) } else { 0 };
-    let packet = output.split_off(metadata);
-    Ok(Ran { verdict: attr.verdict, packet, metadata: output, nanoseconds: attr.duration })
+    Ok(Ran { verdict: attr.verdict, packet: output, nanoseconds: attr.duration })
 }
 
 /// Frames that are sent on as an XDP program says (BPF_F_TEST_XDP_LIVE_FRAMES), `batch` of them together.
