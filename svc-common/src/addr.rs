@@ -63,6 +63,12 @@ impl Addr {
         if self.is_v4() { Addr::ANY_V4 } else { Addr::ANY_V6 }
     }
 
+    /// Its words as one, for hashing.
+    #[inline(always)]
+    pub const fn folded(&self) -> u32 {
+        self.0[0] ^ self.0[1].rotate_left(11) ^ self.0[2].rotate_left(19) ^ self.0[3]
+    }
+
     #[inline(always)]
     pub const fn pairs(&self) -> [u64; 2] {
         [self.0[0] as u64 | (self.0[1] as u64) << 32, self.0[2] as u64 | (self.0[3] as u64) << 32]

@@ -4,6 +4,7 @@
 //! An entry holds for one epoch of its ports. The agent ends the epochs of all ports before it changes what is a Service's, and
 //! whoever opens a flow ends those of the ports that the flow's replies have, and of what the flow makes its own
 //! ([`crate::open::is_shadowed`]).
+use svc_common::Addr;
 use svc_common::map::{CONFIG_TAKE_OVER, TCP, UDP};
 
 use crate::family::{ETHERNET, Family, V4, V6};
@@ -45,11 +46,6 @@ const fn hash(src: u32, dst: u32, ports: u32) -> u32 {
     (src ^ dst.rotate_left(13) ^ ports.rotate_left(7)).wrapping_mul(0x9E37_79B1)
 }
 
-#[inline(always)]
-const fn folded(addr: &[u32; 4]) -> u32 {
-    addr[0] ^ addr[1].rotate_left(11) ^ addr[2].rotate_left(19) ^ addr[3]
-}
-
 /// Whether this packet is no Service's, as one before it was found to be. False of all that has IP options, extension headers or
 /// is a fragment.
 #[inline(always)]
@@ -73,28 +69,30 @@ fn is_known_v4<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
     }
     // SAFETY: null, or an entry of the cache that nobody else writes meanwhile.
     let entry = unsafe { &*entry };
-    entry.ports == ports
-        && entry.addrs[0] == src
+    entry.addrs[0] == src
         && entry.addrs[1] == dst
-        && entry.kind & !NO_SYN == kind::<V4>(protocol.to_le() >> 8)
-        && is_meant::<P, V4>(packet, entry.kind)
-        && entry.epoch == tables.epoch(place(ports))
+        && holds::<P, T, V4>(packet, tables, entry, protocol.to_le() >> 8, ports)
 }
 
 #[inline(always)]
 fn is_known_v6<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
     let Ok(next) = packet.get::<u8>(V6::PROTOCOL) else { return false };
     let Ok([a, b, c, d, e, f, g, h, ports]) = packet.get::<[u32; 9]>(ETHERNET + 8) else { return false };
-    let entry = tables.negative(hash(folded(&[a, b, c, d]), folded(&[e, f, g, h]), ports));
+    let entry = tables.negative(hash(Addr([a, b, c, d]).folded(), Addr([e, f, g, h]).folded(), ports));
     if entry.is_null() {
         return false;
     }
     // SAFETY: as above.
     let entry = unsafe { &*entry };
+    entry.addrs == [a, b, c, d, e, f, g, h] && holds::<P, T, V6>(packet, tables, entry, next as u32, ports)
+}
+
+/// Whether an entry with a packet's addresses is that packet's, and of this epoch.
+#[inline(always)]
+fn holds<P: Packet, T: Tables, F: Family>(packet: &P, tables: &T, entry: &Entry, protocol: u32, ports: u32) -> bool {
     entry.ports == ports
-        && entry.addrs == [a, b, c, d, e, f, g, h]
-        && entry.kind & !NO_SYN == kind::<V6>(next as u32)
-        && is_meant::<P, V6>(packet, entry.kind)
+        && entry.kind & !NO_SYN == kind::<F>(protocol)
+        && is_meant::<P, F>(packet, entry.kind)
         && entry.epoch == tables.epoch(place(ports))
 }
 
@@ -149,7 +147,7 @@ pub fn keep<T: Tables>(tables: &T, headers: &Headers, epoch: u64) {
         ([src, dst, 0, 0, 0, 0, 0, 0], hash(src, dst, ports), kind::<V4>(protocol as u32))
     } else {
         let ([a, b, c, d], [e, f, g, h]) = (src.0, dst.0);
-        ([a, b, c, d, e, f, g, h], hash(folded(&src.0), folded(&dst.0), ports), kind::<V6>(protocol as u32))
+        ([a, b, c, d, e, f, g, h], hash(src.folded(), dst.folded(), ports), kind::<V6>(protocol as u32))
     };
     let kind = if may_be_shadowed { kind | NO_SYN } else { kind };
     let entry = tables.negative(hash);

@@ -11,12 +11,8 @@ use svc_common::map::HopLease;
 use svc_ebpf::forward::Hop;
 use svc_ebpf::ticks::TICK_SHIFT;
 
-/// Binary logarithms of the number of tables, and of their size: a table is one value, since of values each is found by a pointer
-/// of its own, and the kernel's largest is 32 KiB.
-const TABLES_SHIFT: u32 = 2;
-const HOPS_SHIFT: u32 = 8;
 #[btf_map]
-static HOPS: PerCpuArray<[Known; 1 << HOPS_SHIFT], { 1 << TABLES_SHIFT }> = PerCpuArray::new();
+static HOPS: PerCpuArray<[Known; 256], 4> = PerCpuArray::new();
 #[btf_map]
 static HOP_LEASE: Array<HopLease, 1> = Array::new();
 
@@ -48,12 +44,7 @@ pub(super) fn moment() -> u64 {
 
 #[inline(always)]
 fn place(dst: &Addr) -> Option<*mut Known> {
-    let word = dst.0[0] ^ dst.0[1].rotate_left(11) ^ dst.0[2].rotate_left(19) ^ dst.0[3];
-    let hash = word.wrapping_mul(0x9E37_79B1);
-    let table = HOPS.get_ptr_mut(hash >> (32 - TABLES_SHIFT))?;
-    let index = hash >> (32 - TABLES_SHIFT - HOPS_SHIFT) & ((1 << HOPS_SHIFT) - 1);
-    // SAFETY: within the table.
-    Some(unsafe { table.cast::<Known>().add(index as usize) })
+    super::place(&HOPS, dst.folded().wrapping_mul(0x9E37_79B1))
 }
 
 /// The way to `dst` for a packet of `length` bytes that came in by `hop.ifindex`; false where it is not known.

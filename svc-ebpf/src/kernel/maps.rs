@@ -69,12 +69,8 @@ static TRAFFIC: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
 #[btf_map]
 static TURN: Array<u32, 1> = Array::new();
-/// Binary logarithms of the number of tables, and of their size, as of `HOPS`.
-const NEGATIVE_TABLES_SHIFT: u32 = 1;
-const NEGATIVE_SHIFT: u32 = 9;
 #[btf_map]
-static NEGATIVE: PerCpuArray<[negative::Entry; 1 << NEGATIVE_SHIFT], { 1 << NEGATIVE_TABLES_SHIFT }> =
-    PerCpuArray::new();
+static NEGATIVE: PerCpuArray<[negative::Entry; 512], 2> = PerCpuArray::new();
 #[btf_map]
 static EPOCH: Array<u32, 1> = Array::new();
 #[btf_map]
@@ -333,12 +329,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn negative(&self, hash: u32) -> *mut negative::Entry {
-        let Some(table) = NEGATIVE.get_ptr_mut(hash >> (32 - NEGATIVE_TABLES_SHIFT)) else {
-            return core::ptr::null_mut();
-        };
-        let index = hash >> (32 - NEGATIVE_TABLES_SHIFT - NEGATIVE_SHIFT) & ((1 << NEGATIVE_SHIFT) - 1);
-        // SAFETY: within the table.
-        unsafe { table.cast::<negative::Entry>().add(index as usize) }
+        super::place(&NEGATIVE, hash).unwrap_or(core::ptr::null_mut())
     }
 
     #[inline(always)]

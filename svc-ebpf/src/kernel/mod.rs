@@ -13,6 +13,8 @@ mod sock_addr;
 mod tc;
 mod xdp;
 
+use aya_ebpf::btf_maps::PerCpuArray;
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {}
@@ -32,4 +34,17 @@ fn at<T>(start: usize, end: usize, offset: usize) -> Result<*mut T, svc_common::
         to = svc_common::verifier::opaque(to as u64) as usize;
     }
     if to > end { Err(svc_common::Reason::Truncated) } else { Ok(from as *mut T) }
+}
+
+/// The place that the highest bits of a hash choose in this CPU's tables; both their number and their size are powers of two. A table
+/// is one value, since of values each is found by a pointer of its own, and the kernel's largest is 32 KiB.
+#[inline(always)]
+fn place<T, const SIZE: usize, const TABLES: usize>(
+    tables: &PerCpuArray<[T; SIZE], TABLES>,
+    hash: u32,
+) -> Option<*mut T> {
+    let table = tables.get_ptr_mut(hash >> (32 - TABLES.ilog2()))?;
+    let index = (hash >> (32 - TABLES.ilog2() - SIZE.ilog2())) as usize % SIZE;
+    // SAFETY: within the table.
+    Some(unsafe { table.cast::<T>().add(index) })
 }
