@@ -49,6 +49,19 @@ fn pods_are_reached_with_checksums_computed_before_sending() {
 }
 
 #[test]
+fn labs_made_and_removed_at_once_do_not_sweep_each_other() {
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    claim::Claim::new().unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn one_connection_carries_many_requests() {
     let lab = Lab::new().unwrap();
     let target = format!("http://{}:{PORT}/", BACKENDS[2].v4());

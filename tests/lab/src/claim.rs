@@ -25,7 +25,7 @@ impl Claim {
         require_root()?;
         fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot create {DIRECTORY}"))?;
         // Held until the new directory's own lock is: no one may take it for one left behind.
-        let _turn = lock(&Path::new(DIRECTORY).join(LOCK))?;
+        let _turn = turn()?;
         sweep_locked()?;
         let id = format!("{}.{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         fs::create_dir(directory(&id))?;
@@ -58,6 +58,13 @@ impl Claim {
         directory(&self.id)
     }
 
+    fn remove(&self) -> Result<()> {
+        take_down(&self.id)?;
+        // The lock's file goes with the directory: a sweep that finds the one without the other would remove it, too.
+        let _turn = turn()?;
+        remove_directory(&self.id)
+    }
+
     fn mount_bpffs(&self) -> Result<()> {
         let target = self.bpffs();
         fs::create_dir(&target)?;
@@ -74,7 +81,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.id) {
+        if let Err(error) = self.remove() {
             eprintln!("the lab {} is not wholly removed: {error:#}", self.id);
         }
     }
@@ -100,7 +107,7 @@ pub fn sweep() -> Result<()> {
     if !Path::new(DIRECTORY).exists() {
         return Ok(());
     }
-    let _turn = lock(&Path::new(DIRECTORY).join(LOCK))?;
+    let _turn = turn()?;
     sweep_locked()
 }
 
@@ -112,14 +119,15 @@ fn sweep_locked() -> Result<()> {
             Err(_) => true,
         };
         if abandoned {
-            remove(&id)?;
+            take_down(&id)?;
+            remove_directory(&id)?;
         }
     }
     Ok(())
 }
 
-/// The directory goes last: while it is there, the next sweep goes on where this one was cut short.
-fn remove(id: &str) -> Result<()> {
+/// All but the directory, which goes last: while it is there, the next sweep goes on where this one was cut short.
+fn take_down(id: &str) -> Result<()> {
     cgroup::remove(&cgroup_directory(id)?)?;
     netns::remove_all(&namespace_prefix(id))?;
     let bpffs = bpffs(id);
@@ -128,6 +136,10 @@ fn remove(id: &str) -> Result<()> {
         // SAFETY: the path is a string that ends with a zero and outlives the call. Where nothing is mounted, it fails.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
     }
+    Ok(())
+}
+
+fn remove_directory(id: &str) -> Result<()> {
     fs::remove_dir_all(directory(id)).with_context(|| format!("cannot remove {}", directory(id).display()))
 }
 
@@ -139,6 +151,11 @@ fn require_root() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Directories of labs are made, swept and removed in turn.
+fn turn() -> Result<File> {
+    lock(&Path::new(DIRECTORY).join(LOCK))
 }
 
 fn lock(path: &Path) -> Result<File> {
