@@ -63,6 +63,20 @@ impl Cluster {
         Some(Self::start(lab, source, arguments))
     }
 
+    /// Driven by a folder of manifests, with tunnels between the nodes that come up when the agents have started; none where
+    /// the kernel has none of this kind.
+    pub fn with_late_tunnels(network: Network) -> Option<Self> {
+        let lab = match Lab::with_network(network) {
+            Err(error) if format!("{error:#}").contains("Unknown device type") => return None,
+            lab => lab.unwrap(),
+        };
+        lab.tunnels_away().unwrap();
+        let source = Source::directory(&lab);
+        let cluster = Self::start(lab, source, &[]);
+        cluster.lab.tunnels_back().unwrap();
+        Some(cluster)
+    }
+
     /// Driven by a folder of manifests, attached by filters as where the kernel has no tcx.
     pub fn with_clsact() -> Self {
         Self::with_arguments(&["--tc", "clsact"])

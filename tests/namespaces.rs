@@ -13,7 +13,7 @@ use svc_lab::client::Options;
 use svc_lab::flood::Flood;
 use svc_lab::load::Load;
 use svc_lab::pieces;
-use svc_lab::topology::{BACKENDS, BARE_MTU, Bare, CLIENT, NODES, OUTSIDE, PORT, Pod, TUNNELLED};
+use svc_lab::topology::{BACKENDS, BARE_MTU, Bare, CLIENT, NODES, Network, OUTSIDE, PORT, Pod, TUNNELLED};
 use svc_tests::cluster::{
     CLUSTER_IP, Cluster, NODE_PORT, REFUSED, all_backends, assert_right, becomes_right, eventually, service,
 };
@@ -181,6 +181,31 @@ fn every_backend_answers_behind_bridges_and_tunnels(#[case] arguments: &'static 
     ] {
         println!("{host} -> {target}");
         cluster.expect_balanced(host, &Options::to(target), &all_backends());
+    }
+}
+
+#[rstest]
+#[case::vxlan(Network::Overlay)]
+#[case::tun(Network::Bare(Bare::Tun))]
+#[case::ipip_and_sit(Network::Bare(Bare::Kernel))]
+fn a_tunnel_that_comes_after_the_agent_is_served(#[case] network: Network) {
+    let Some(cluster) = Cluster::with_late_tunnels(network) else {
+        println!("this kernel has no such tunnels");
+        return;
+    };
+    for node in &NODES {
+        eventually("the tunnel is served", || {
+            cluster.agent_log(node).contains("an interface to the network has appeared").then_some(())
+        });
+    }
+    for target in [
+        "http://172.31.0.11:30080/",
+        "http://[fd00:31::12]:30080/",
+        "http://172.31.0.12:30080/bytes?n=300000",
+        "udp://172.31.0.11:30007",
+    ] {
+        println!("{target}");
+        cluster.expect_balanced(OUTSIDE, &Options::to(target), &all_backends());
     }
 }
 

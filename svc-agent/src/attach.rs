@@ -73,15 +73,10 @@ fn uplink_directions(uplink: &str) -> [Direction; 2] {
 pub fn load(ebpf: &mut Ebpf, uplinks: &[String], xdp: XdpMode, hooks: &[&str]) -> anyhow::Result<()> {
     // Each takes some of the memory that the agent may have.
     const AT_A_TIME: usize = 4;
-    let directions = uplinks.iter().flat_map(|uplink| uplink_directions(uplink)).chain(POD_DIRECTIONS);
-    let mut wanted: BTreeSet<String> = directions
-        .map(|direction| direction.program)
-        .chain(hooks.iter().copied())
-        .map(|name| format!("svc_{name}"))
-        .collect();
-    if uplinks.iter().any(|uplink| wanted_xdp(uplink, xdp).is_some()) {
-        wanted.insert(XDP.to_owned());
-    }
+    let pods = POD_DIRECTIONS.map(|direction| direction.program);
+    let names = pods.into_iter().chain(hooks.iter().copied()).map(|name| format!("svc_{name}"));
+    let wanted: BTreeSet<String> =
+        uplinks.iter().flat_map(|uplink| uplink_programs(uplink, xdp)).chain(names).collect();
     let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| wanted.contains(*name)).collect();
     // Taken from the end: those that take long go first.
     programs.sort_by_key(|(_, program)| !matches!(program, Program::CgroupSockAddr(_)));
@@ -100,6 +95,11 @@ pub fn load(ebpf: &mut Ebpf, uplinks: &[String], xdp: XdpMode, hooks: &[&str]) -
             .into_iter()
             .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
+}
+
+fn uplink_programs(uplink: &str, xdp: XdpMode) -> Vec<String> {
+    let programs = uplink_directions(uplink).map(|direction| format!("svc_{}", direction.program));
+    programs.into_iter().chain(wanted_xdp(uplink, xdp).map(|_| XDP.to_owned())).collect()
 }
 
 /// # Errors
@@ -218,30 +218,49 @@ impl Programs {
     /// # Errors
     /// The program, the place and what the kernel said.
     pub fn attach(
-        mut ebpf: Ebpf,
+        ebpf: Ebpf,
         interfaces: Interfaces,
         uplinks: Vec<String>,
         xdp: XdpMode,
         sockets: SocketHooks,
     ) -> anyhow::Result<Self> {
-        let mut with_xdp = BTreeSet::new();
+        let (with_xdp, served) = (BTreeSet::new(), Vec::new());
+        let mut programs = Programs { ebpf, interfaces, uplinks: served, xdp, sockets, with_xdp };
         // Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.
         for uplink in &uplinks {
-            for direction in uplink_directions(uplink) {
-                interfaces.attach_uplink(&mut ebpf, uplink, direction)?;
-            }
-            if attach_xdp(&mut ebpf, &interfaces.links, uplink, xdp)? {
-                with_xdp.insert(uplink.clone());
-            }
+            programs.attach_uplink(uplink)?;
         }
+        let Programs { ebpf, interfaces, sockets, .. } = &mut programs;
         for hook in SOCKET_HOOKS.into_iter().chain(BIND_HOOKS) {
             if sockets.wanted.contains(&hook) {
-                socket_hook(&mut ebpf, &interfaces.links, &sockets.cgroup, hook)?;
+                socket_hook(ebpf, &interfaces.links, &sockets.cgroup, hook)?;
             } else {
                 remove_pin(&interfaces.links.join(hook))?;
             }
         }
-        Ok(Programs { ebpf, interfaces, uplinks, xdp, sockets, with_xdp })
+        Ok(programs)
+    }
+
+    /// Attaches to an uplink, and loads for it what [`load`] had no use for.
+    ///
+    /// # Errors
+    /// The program, the place and what the kernel said.
+    pub fn attach_uplink(&mut self, uplink: &str) -> anyhow::Result<()> {
+        let Programs { ebpf, interfaces, xdp, .. } = self;
+        for name in uplink_programs(uplink, *xdp) {
+            let program = ebpf.program_mut(&name).with_context(|| format!("no program {name}"))?;
+            if program.fd().is_err() {
+                load_program(program).with_context(|| format!("loading {name}"))?;
+            }
+        }
+        for direction in uplink_directions(uplink) {
+            interfaces.attach_uplink(ebpf, uplink, direction)?;
+        }
+        if attach_xdp(ebpf, &interfaces.links, uplink, *xdp)? {
+            self.with_xdp.insert(uplink.to_owned());
+        }
+        self.uplinks.push(uplink.to_owned());
+        Ok(())
     }
 
     /// # Errors

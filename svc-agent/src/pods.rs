@@ -1,5 +1,6 @@
 //! The interfaces that lead to this node's pods: traffic that a socket hook does not see, or may not judge, is translated
-//! there. They are followed as they come and go.
+//! there. They are followed as they come and go, and so are interfaces to the network, where none is named: a network plugin
+//! makes its tunnel when the agent has long started.
 use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::attach::Programs;
+use crate::host;
 use crate::status::Status;
 
 /// A pod's interface is made in several steps, each of which is a notice.
@@ -73,10 +75,19 @@ struct Interface {
     leads_elsewhere: bool,
 }
 
-/// Keeps the programs attached to the pods' interfaces.
+/// The interfaces to the network.
+pub struct Uplinks {
+    pub names: Vec<String>,
+    /// By the user, who wants these and no others.
+    pub are_named: bool,
+}
+
+/// Keeps the programs attached to the pods' interfaces, and to uplinks that appear.
 pub struct Pods {
     which: PodInterfaces,
     uplinks: Vec<String>,
+    /// Whether uplinks that appear are served.
+    more_uplinks: bool,
     programs: Programs,
     sync_period: Duration,
     status: Arc<Status>,
@@ -86,18 +97,20 @@ pub struct Pods {
     attached: BTreeSet<Interface>,
     /// Told of already.
     refused: BTreeSet<Interface>,
+    /// Told of already.
+    refused_uplinks: BTreeSet<String>,
     /// Pins of links that could not be repaired, told of already.
     broken: BTreeSet<String>,
 }
 
 impl Pods {
-    /// Attaches to the interfaces that there are.
+    /// Attaches to the interfaces that there are. Of uplinks, `programs` has these.
     ///
     /// # Errors
     /// Where the interfaces cannot be read. One that cannot be attached to is told in the log.
     pub async fn start(
         which: PodInterfaces,
-        uplinks: Vec<String>,
+        uplinks: Uplinks,
         programs: Programs,
         sync_period: Duration,
         status: Arc<Status>,
@@ -107,7 +120,8 @@ impl Pods {
         let connection = tokio::spawn(connection);
         let mut pods = Pods {
             which,
-            uplinks,
+            uplinks: uplinks.names,
+            more_uplinks: !uplinks.are_named,
             programs,
             sync_period,
             status,
@@ -116,6 +130,7 @@ impl Pods {
             connection,
             attached: BTreeSet::new(),
             refused: BTreeSet::new(),
+            refused_uplinks: BTreeSet::new(),
             broken: BTreeSet::new(),
         };
         pods.attach().await.context("cannot read the node's interfaces")?;
@@ -137,6 +152,9 @@ impl Pods {
                     while self.notices.try_recv().is_ok() {}
                 }
                 Err(_elapsed) => {}
+            }
+            if self.more_uplinks {
+                self.attach_uplinks();
             }
             // Of a socket whose buffer overflowed notices are lost.
             if let Err(error) = self.attach().await {
@@ -175,6 +193,30 @@ impl Pods {
         if !repaired.is_empty() {
             warn!(links = repaired.join(" "), "somebody else detached programs: attached again");
             self.status.links_repaired(repaired.len());
+        }
+    }
+
+    /// To those that have appeared.
+    fn attach_uplinks(&mut self) {
+        // None with an address, as while one is set up anew, is no news here.
+        let found = host::uplinks(&[]).unwrap_or_default();
+        self.refused_uplinks.retain(|uplink| found.contains(uplink));
+        for uplink in found {
+            if self.uplinks.contains(&uplink) {
+                continue;
+            }
+            match self.programs.attach_uplink(&uplink) {
+                Ok(()) => {
+                    info!(uplink, "an interface to the network has appeared: served");
+                    self.refused_uplinks.remove(&uplink);
+                    self.uplinks.push(uplink);
+                }
+                Err(error) => {
+                    if self.refused_uplinks.insert(uplink.clone()) {
+                        warn!(uplink, "cannot serve the new interface to the network: {error:#}");
+                    }
+                }
+            }
         }
     }
 

@@ -134,18 +134,24 @@ const OVERLAY: &str = "vxlan0";
 /// 1500 without the outer headers.
 const OVERLAY_MTU: u16 = 1450;
 
-/// The pods' bridge, and the way to the other node's pods through a tunnel.
-fn overlay(node: &Node, other: &Node) -> String {
+/// Of a node's pods.
+fn bridge(node: &Node) -> String {
     let (gateway_v4, gateway_v6) = (node.pods_v4(GATEWAY_HOST), node.pods_v6(GATEWAY_HOST));
-    let end = |node: &Node| (node.pods_v4(0), node.pods_v6(TUNNEL_HOST));
-    let ((v4, v6), (other_v4, other_v6)) = (end(node), end(other));
-    let (local, remote) = (node.v4(), other.v4());
     format!(
         "link add {BRIDGE} mtu {OVERLAY_MTU} type bridge mcast_snooping 0\n\
          addr add {gateway_v4}/24 dev {BRIDGE}\n\
          addr add {gateway_v6}/64 dev {BRIDGE} nodad\n\
-         link set {BRIDGE} up\n\
-         link add {OVERLAY} mtu {OVERLAY_MTU} type vxlan id 1 local {local} remote {remote} dstport 8472 dev {UPLINK}\n\
+         link set {BRIDGE} up\n"
+    )
+}
+
+/// A node's way to the other one's pods, by VXLAN.
+fn overlay(node: &Node, other: &Node) -> String {
+    let end = |node: &Node| (node.pods_v4(0), node.pods_v6(TUNNEL_HOST));
+    let ((v4, v6), (other_v4, other_v6)) = (end(node), end(other));
+    let (local, remote) = (node.v4(), other.v4());
+    format!(
+        "link add {OVERLAY} mtu {OVERLAY_MTU} type vxlan id 1 local {local} remote {remote} dstport 8472 dev {UPLINK}\n\
          addr add {v4}/32 dev {OVERLAY}\n\
          addr add {v6}/128 dev {OVERLAY} nodad\n\
          link set {OVERLAY} up\n\
@@ -398,7 +404,7 @@ impl Lab {
                     writeln!(routes, "route add {}/24 via {}", other.pods_v4(0), other.v4())?;
                     writeln!(routes, "route add {}/64 via {}", other.pods_v6(0), other.v6())?;
                 }
-                Network::Overlay => routes.push_str(&overlay(node, other)),
+                Network::Overlay => routes.push_str(&(bridge(node) + &overlay(node, other))),
                 Network::Bare(_) => {}
             }
         }
@@ -431,6 +437,38 @@ impl Lab {
                  route add {}/128 dev outside\n",
                 own.0, own.1, other.0, own.0, other.1
             ))?;
+        }
+        Ok(())
+    }
+
+    /// What leads to other nodes' pods, as before a network plugin has started: an overlay's interface is not there, one without
+    /// headers is down.
+    pub fn tunnels_away(&self) -> Result<()> {
+        let commands = match self.network {
+            Network::Routed => String::new(),
+            Network::Overlay => format!("link del {OVERLAY}\n"),
+            Network::Bare(kind) => {
+                let links = if kind == Bare::Tun { ["tun0"].as_slice() } else { &["ipip0", "sit1"] };
+                links.iter().map(|link| format!("addr flush dev {link}\nlink set {link} down\n")).collect()
+            }
+        };
+        NODES.iter().try_for_each(|node| self.namespace(node.name)?.ip(&commands))
+    }
+
+    /// As when the network plugin has started.
+    pub fn tunnels_back(&self) -> Result<()> {
+        let [a, b] = &NODES;
+        for (node, other) in [(a, b), (b, a)] {
+            let commands = match self.network {
+                Network::Routed => String::new(),
+                Network::Overlay => overlay(node, other),
+                Network::Bare(Bare::Tun) => bare(Bare::Tun, node, other),
+                Network::Bare(Bare::Kernel) => {
+                    let all = bare(Bare::Kernel, node, other);
+                    all.lines().filter(|line| !line.starts_with("link add")).map(|line| format!("{line}\n")).collect()
+                }
+            };
+            self.namespace(node.name)?.ip(&commands)?;
         }
         Ok(())
     }
