@@ -79,8 +79,14 @@ impl Figure {
 
     #[must_use]
     pub(crate) fn ratio(self, of: &str, to: &str) -> Self {
+        self.ratio_to(of, to, None)
+    }
+
+    /// Of the figure's own row.
+    #[must_use]
+    pub(crate) fn ratio_to(self, of: &str, to: &str, goal: Option<Goal>) -> Self {
         let row = self.row.clone();
-        self.ratio_of(&row, of, to, None)
+        self.ratio_of(&row, of, to, goal)
     }
 
     #[must_use]
@@ -89,11 +95,11 @@ impl Figure {
         self
     }
 
-    /// Of the ratios of samples that were taken one after the other.
+    /// Of the ratios of samples that were taken one after the other. None where something is too small to be seen.
     pub(crate) fn spread(&self, ratio: &Ratio) -> Option<Spread> {
         let (of, to) = (self.samples.get(&ratio.of)?, self.samples.get(&ratio.to)?);
         let ratios: Vec<f64> = of.iter().zip(to).map(|(of, to)| of / to).collect();
-        (!ratios.is_empty()).then(|| Spread::of(&ratios))
+        (!ratios.is_empty() && ratios.iter().all(|ratio| ratio.is_finite())).then(|| Spread::of(&ratios))
     }
 }
 
@@ -121,5 +127,8 @@ mod tests {
             figure.add("floor", floor);
         }
         assert_eq!(figure.spread(&figure.ratios[0]).map(|spread| spread.median), Some(2.));
+        figure.add("ours", 1.);
+        figure.add("floor", 0.);
+        assert_eq!(figure.spread(&figure.ratios[0]), None);
     }
 }

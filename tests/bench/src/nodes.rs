@@ -23,7 +23,7 @@ pub(crate) const BACKEND_PORT: u16 = 9376;
 /// With fewer, kube-proxy's masquerading runs out of ports at a million flows.
 const BACKENDS: u8 = 64;
 /// For rules to be in force.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Objects in a file.
 const AT_ONCE: usize = 2000;
 
@@ -243,11 +243,12 @@ impl Nodes {
         Ok(())
     }
 
-    /// kube-proxy says that it is healthy before it has gone through its rules.
+    /// kube-proxy says that it is healthy before it has gone through its rules. While the kernel looks through tens of thousands
+    /// of them, the node's thread may not have its core for minutes.
     fn wait_until_in_force(&self, contestant: &Contestant) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let traffic = Traffic::udp(contestant.node, NODE_PORT, 1);
-        while self.far.measure(&contestant.wire, &traffic, 1)?.forwarded == 0 {
+        while !self.far.measure(&contestant.wire, &traffic, 1).is_ok_and(|sample| sample.forwarded > 0) {
             if Instant::now() > deadline {
                 bail!("{} forwards nothing to the NodePort's backends after {PATIENCE:?}", contestant.name);
             }
