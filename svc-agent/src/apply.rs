@@ -1,60 +1,59 @@
 //! Makes the kernel equal to what is wanted, and knows what it has when that failed half-way.
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dataplane::{ApplyError, Dataplane, Part, State};
-use crate::diff::{Touched, diff};
+use crate::diff::{Before, diff};
 
 /// The dataplane and what is known to be in it.
 #[derive(Debug)]
 pub struct Applier<D> {
     dataplane: D,
-    /// None after a failure: the kernel must be read again.
-    realised: Option<State>,
-    /// Entries that may differ from what is wanted.
-    pending: Touched,
+    kernel: Kernel,
+}
+
+#[derive(Debug)]
+enum Kernel {
+    /// Not read yet, or a write failed half-way.
+    Unknown,
+    /// As read, and nothing written since.
+    Read(Box<State>),
+    /// All that is wanted, and nothing else.
+    InStep,
 }
 
 impl<D: Dataplane> Applier<D> {
     pub fn new(dataplane: D) -> Self {
-        Applier { dataplane, realised: None, pending: Touched::default() }
+        Applier { dataplane, kernel: Kernel::Unknown }
     }
 
-    /// What is in the kernel, read from it where that is not known.
+    /// What is in the kernel, read from it. The next write compares all of it with what is wanted.
     ///
     /// # Errors
     /// Where a map cannot be read.
-    pub fn realised(&mut self) -> Result<&State, ApplyError> {
-        if self.realised.is_none() {
-            self.realised = Some(self.dataplane.read()?);
-        }
-        Ok(self.realised.get_or_insert_default())
+    pub fn read(&mut self) -> Result<&State, ApplyError> {
+        let state = Box::new(self.dataplane.read()?);
+        self.kernel = Kernel::Read(state);
+        let Kernel::Read(state) = &self.kernel else { unreachable!("it is read") };
+        Ok(state)
     }
 
-    /// Writes what differs, and returns how many operations that took. `touched` is what changed of `wanted` since the
-    /// last call; after a failure everything is compared.
+    /// Writes what differs, and returns how many operations that took. `before` is what changed of `wanted` since the last
+    /// call, as it was then; after a failure everything is compared.
     ///
     /// # Errors
     /// At the first operation that the kernel refuses; the next call makes up for it.
-    pub fn apply(&mut self, wanted: &State, touched: Touched) -> Result<usize, ApplyError> {
-        self.pending.extend(touched);
-        if self.realised.is_none() {
-            let realised = self.dataplane.read()?;
-            self.pending = Touched::everything(&realised, wanted);
-            self.realised = Some(realised);
-        }
-        let Some(mut realised) = self.realised.take() else { return Ok(0) };
-        let ops = diff(&realised, wanted, &self.pending);
+    pub fn apply(&mut self, wanted: &State, before: Before) -> Result<usize, ApplyError> {
+        let before = match std::mem::replace(&mut self.kernel, Kernel::Unknown) {
+            Kernel::Unknown => Before::everything(&self.dataplane.read()?, wanted),
+            Kernel::Read(state) => Before::everything(&state, wanted),
+            Kernel::InStep => before,
+        };
+        let ops = diff(&before, wanted);
         if !ops.is_empty() {
-            // A failure leaves `realised` unknown.
             self.dataplane.apply(&ops)?;
-            for op in &ops {
-                realised.carry_out(op);
-            }
         }
-        self.pending = Touched::default();
-        self.realised = Some(realised);
+        self.kernel = Kernel::InStep;
         Ok(ops.len())
     }
 
@@ -64,7 +63,9 @@ impl<D: Dataplane> Applier<D> {
     /// # Errors
     /// Where it cannot be read, or the kernel refuses a repair; [`Applier::apply`] makes up for that.
     pub fn repair(&mut self, part: &Part, wanted: &State) -> Result<usize, ApplyError> {
-        let Some(realised) = &mut self.realised else { return Ok(0) };
+        if !self.is_in_step() {
+            return Ok(0);
+        }
         let actual = match self.dataplane.read_part(part) {
             // An agent without CAP_SYS_ADMIN may write sets, and not read them, nor may any on a kernel that takes too long.
             Err(error)
@@ -75,50 +76,17 @@ impl<D: Dataplane> Applier<D> {
             }
             actual => actual?,
         };
-        let touched = Touched::differences(part, &actual, realised);
-        if touched.is_empty() {
-            return Ok(0);
+        let before = Before::differences(part, &actual, wanted);
+        let count = before.len();
+        if count > 0 {
+            self.apply(wanted, before)?;
         }
-        match part {
-            Part::Frontends => realised.frontends = actual.frontends,
-            Part::Sets(_) => {
-                for id in &touched.sets {
-                    match actual.sets.get(id) {
-                        Some(set) => realised.sets.insert(*id, Arc::clone(set)),
-                        None => realised.sets.remove(id),
-                    };
-                }
-            }
-            Part::Backends(_) => {
-                for id in &touched.backends {
-                    match actual.backends.get(id) {
-                        Some(backend) => realised.backends.insert(*id, *backend),
-                        None => realised.backends.remove(id),
-                    };
-                }
-            }
-            Part::Addresses => realised.addresses = actual.addresses,
-            Part::Services => realised.services = actual.services,
-            Part::SourceRanges => realised.source_ranges = actual.source_ranges,
-            Part::Cidrs => realised.cidrs = actual.cidrs,
-            Part::Config => realised.config = actual.config,
-            Part::Uplinks => realised.uplinks = actual.uplinks,
-        }
-        let count = touched.len();
-        self.apply(wanted, touched)?;
         Ok(count)
     }
 
-    /// Of what is known to be in the kernel; nothing while that is not known.
-    pub fn parts(&self) -> Vec<Part> {
-        self.realised.as_ref().map(Part::all_of).unwrap_or_default()
-    }
-
-    /// The next call compares everything, so that what is wanted is in force whatever the last calls were told.
-    pub fn touch_everything(&mut self, wanted: &State) {
-        if let Some(realised) = &self.realised {
-            self.pending = Touched::everything(realised, wanted);
-        }
+    /// The last write went through, and none is due for a failure's sake.
+    pub fn is_in_step(&self) -> bool {
+        matches!(self.kernel, Kernel::InStep)
     }
 
     pub fn dataplane(&self) -> &D {

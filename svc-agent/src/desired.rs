@@ -11,8 +11,10 @@ use svc_common::map::{
 };
 
 use crate::dataplane::State;
-use crate::diff::Touched;
+use crate::dataplane::packed_name::PackedName;
+use crate::diff::Before;
 use crate::ids::Pool;
+use crate::memory::repack;
 use crate::notes::Reason;
 use crate::object::{Family, ObjectName};
 use crate::plan::{Plan, PortName, PortPlan, Target, Warning};
@@ -49,7 +51,8 @@ type BackendKey = (u32, Addr, u16, u8);
 pub struct Desired {
     limits: Limits,
     state: State,
-    touched: Touched,
+    /// What changed since it was last asked for.
+    before: Before,
     services: Pool<PortName>,
     backends: Pool<BackendKey>,
     placed: BTreeMap<ObjectName, Placed>,
@@ -80,7 +83,8 @@ struct Leaving {
 #[derive(Debug, Default)]
 struct Placed {
     created: i64,
-    ports: Vec<(u32, PortName)>,
+    /// Service ids.
+    ports: Vec<u32>,
     source_ranges: BTreeSet<SourceRangeKey>,
     frontends: Vec<(FrontendKey, Frontend)>,
     /// Ascending and without duplicates.
@@ -102,7 +106,7 @@ impl Desired {
                 backends: known.into_iter().map(|(id, backend)| (id, Backend { live: 0, ..backend })).collect(),
                 ..State::default()
             },
-            touched: Touched::default(),
+            before: Before::default(),
             placed: BTreeMap::new(),
             contested: BTreeMap::new(),
             service_addresses: BTreeMap::new(),
@@ -133,8 +137,9 @@ impl Desired {
         self.without_local
     }
 
-    pub fn take_touched(&mut self) -> Touched {
-        std::mem::take(&mut self.touched)
+    /// What changed since the last call, as it was then.
+    pub fn take_before(&mut self) -> Before {
+        std::mem::take(&mut self.before)
     }
 
     /// All of this is in the kernel: ids that were given back may go to others, and what is gone takes no room.
@@ -142,6 +147,20 @@ impl Desired {
         self.leaving = Leaving::default();
         self.services.settle();
         self.backends.settle();
+    }
+
+    /// Takes less memory for many Services that came in order.
+    pub fn repack(&mut self) {
+        let State { frontends, sets, backends, addresses, services, .. } = &mut self.state;
+        repack(frontends);
+        repack(sets);
+        repack(backends);
+        repack(addresses);
+        repack(services);
+        self.services.repack();
+        self.backends.repack();
+        repack(&mut self.placed);
+        repack(&mut self.service_addresses);
     }
 
     /// Services that should be planned again, since what they lacked has come free.
@@ -180,7 +199,7 @@ impl Desired {
     /// The sizes of a Service's sets for policy Cluster, together.
     pub fn backend_count(&self, service: &ObjectName) -> usize {
         let sets = self.placed.get(service).into_iter().flat_map(|placed| &placed.ports);
-        sets.map(|(id, _)| self.state.backend_set(cluster_set(*id)).len()).sum()
+        sets.map(|id| self.state.backend_set(cluster_set(*id)).len()).sum()
     }
 
     /// Puts a Service's plan in the place of its last one. Returns a warning for each part of it that cannot be had.
@@ -193,9 +212,9 @@ impl Desired {
             !services.is_empty()
         });
         for key in &old.source_ranges {
+            self.before.source_ranges.entry(*key).or_insert_with(|| self.state.source_ranges.contains(key));
             self.state.source_ranges.remove(key);
             self.leaving.source_ranges.insert(*key);
-            self.touched.source_ranges.insert(*key);
         }
 
         let mut new = Placed { created: plan.created, without_local: without_local(plan), ..Placed::default() };
@@ -204,6 +223,8 @@ impl Desired {
         for port in &plan.ports {
             self.place_port(port, &mut new, &mut warnings, &mut lacks);
         }
+        new.ports.shrink_to_fit();
+        new.frontends.shrink_to_fit();
         let external = new.frontends.iter().filter(|(_, frontend)| is_external(frontend)).map(|(key, _)| key.addr);
         let cluster_ips = plan.cluster_ips.iter().map(|addr| (*addr, ADDRESS_CLUSTER_IP));
         let addresses: BTreeSet<_> = external.map(|addr| (addr, ADDRESS_EXTERNAL)).chain(cluster_ips).collect();
@@ -246,17 +267,18 @@ impl Desired {
             if let Some(id) = self.backends.release(&key)
                 && let Some(backend) = self.state.backends.get_mut(&id)
             {
+                self.before.backends.entry(id).or_insert(Some(*backend));
                 backend.live = 0;
                 self.live_backends -= 1;
-                self.touched.backends.insert(id);
             }
         }
-        for (id, name) in old.ports {
+        for id in old.ports {
+            let Some(name) = self.state.port_name(id) else { continue };
             if self.services.release(&name).is_some() {
-                self.state.services.remove(&id);
+                let old = self.state.services.remove(&id);
+                self.before.services.entry(id).or_insert(old);
                 self.set_set(cluster_set(id), None);
                 self.set_set(local_set(id), None);
-                self.touched.services.insert(id);
             }
         }
         warnings
@@ -291,7 +313,7 @@ impl Desired {
             let value = Backend { addr, port: number, protocol, live: 1, service: id };
             let old = self.state.backends.insert(backend, value);
             self.live_backends += usize::from(old.is_none_or(|old| old.live == 0));
-            self.touched.backends.insert(backend);
+            self.before.backends.entry(backend).or_insert(old);
             ids.insert((addr, number), backend);
         }
         if missing > 0 {
@@ -316,8 +338,8 @@ impl Desired {
                 refused += 1;
                 continue;
             }
-            self.state.source_ranges.insert(key);
-            self.touched.source_ranges.insert(key);
+            let is_new = self.state.source_ranges.insert(key);
+            self.before.source_ranges.entry(key).or_insert(!is_new);
             new.source_ranges.insert(key);
         }
         if refused > 0 {
@@ -328,9 +350,9 @@ impl Desired {
         }
         self.set_set(cluster_set(id), Some(slots(&port.cluster)));
         self.set_set(local_set(id), port.local.as_deref().map(slots));
-        self.state.services.insert(id, Arc::new(map_name));
-        self.touched.services.insert(id);
-        new.ports.push((id, port.name.clone()));
+        let old = self.state.services.insert(id, PackedName::from(&map_name));
+        self.before.services.entry(id).or_insert(old);
+        new.ports.push(id);
         new.frontends.extend(port.frontends.iter().map(|frontend| {
             let value = Frontend { service: id, flags: frontend.flags, affinity_seconds: frontend.affinity_seconds };
             (frontend.key, value)
@@ -404,18 +426,18 @@ impl Desired {
 
     pub fn set_cidrs(&mut self, cidrs: BTreeMap<CidrKey, CidrFlags>) {
         let old = std::mem::replace(&mut self.state.cidrs, cidrs);
-        self.touched.cidrs.extend(old.keys().chain(self.state.cidrs.keys()));
+        note_all(&mut self.before.cidrs, &old, &self.state.cidrs);
     }
 
     pub fn set_config(&mut self, config: Config) {
+        self.before.config.get_or_insert(self.state.config);
         self.state.config = config;
-        self.touched.config = true;
     }
 
     /// By interface index.
     pub fn set_uplinks(&mut self, uplinks: BTreeMap<u32, Uplink>) {
         let old = std::mem::replace(&mut self.state.uplinks, uplinks);
-        self.touched.uplinks.extend(old.keys().chain(self.state.uplinks.keys()));
+        note_all(&mut self.before.uplinks, &old, &self.state.uplinks);
     }
 
     fn set_address(&mut self, addr: Addr) {
@@ -425,30 +447,33 @@ impl Desired {
             | service(ADDRESS_EXTERNAL)
             | flag(self.node_addresses.contains(&addr), ADDRESS_NODE)
             | flag(self.local_addresses.contains(&addr), ADDRESS_LOCAL);
-        if flags != 0 {
-            self.state.addresses.insert(addr, flags);
+        let old = if flags != 0 {
             self.leaving.addresses.remove(&addr);
-        } else if self.state.addresses.remove(&addr).is_some() {
-            self.leaving.addresses.insert(addr);
-        }
-        self.touched.addresses.insert(addr);
+            self.state.addresses.insert(addr, flags)
+        } else {
+            let old = self.state.addresses.remove(&addr);
+            self.leaving.addresses.extend(old.map(|_| addr));
+            old
+        };
+        self.before.addresses.entry(addr).or_insert(old);
     }
 
     fn set_set(&mut self, id: u32, set: Option<Arc<[BackendSlot]>>) {
-        match set {
+        let old = match set {
             Some(set) => self.state.sets.insert(id, set),
             None => self.state.sets.remove(&id),
         };
-        self.touched.sets.insert(id);
+        self.before.sets.entry(id).or_insert(old);
     }
 
     /// One key for each time that this Service holds a backend.
     fn backends_of(&self, placed: &Placed) -> Vec<BackendKey> {
         let mut keys = Vec::new();
-        for (id, name) in &placed.ports {
+        for id in &placed.ports {
             let sets = [cluster_set(*id), local_set(*id)].map(|set| self.state.backend_set(set));
             let unique: BTreeSet<(Addr, u16)> = sets.into_iter().flatten().map(|slot| (slot.addr, slot.port)).collect();
-            keys.extend(unique.into_iter().map(|(addr, port)| (*id, addr, port, name.protocol.number())));
+            let protocol = self.state.services.get(id).map_or(0, |name| name.unpack().protocol);
+            keys.extend(unique.into_iter().map(|(addr, port)| (*id, addr, port, protocol)));
         }
         keys
     }
@@ -486,16 +511,27 @@ impl Desired {
         if claimers.len() > 1 {
             self.contested.insert(key, claimers);
         }
-        self.touched.frontends.insert(key);
-        let Some((name, frontend)) = winner else {
-            if self.state.frontends.remove(&key).is_some() {
-                self.leaving.frontends.insert(key);
+        let old = match &winner {
+            Some((_, frontend)) => {
+                self.leaving.frontends.remove(&key);
+                self.state.frontends.insert(key, *frontend)
             }
-            return None;
+            None => {
+                let old = self.state.frontends.remove(&key);
+                self.leaving.frontends.extend(old.map(|_| key));
+                old
+            }
         };
-        self.state.frontends.insert(key, frontend);
-        self.leaving.frontends.remove(&key);
+        self.before.frontends.entry(key).or_insert(old);
+        let (name, _) = winner?;
         (claims && name != *service).then_some(name)
+    }
+}
+
+/// Every entry that either of the two has, as `old` has it.
+fn note_all<K: Ord + Copy, V: Copy>(before: &mut BTreeMap<K, Option<V>>, old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) {
+    for key in old.keys().chain(new.keys()) {
+        before.entry(*key).or_insert_with(|| old.get(key).copied());
     }
 }
 

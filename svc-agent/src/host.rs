@@ -460,15 +460,6 @@ pub fn flow_tick() -> u16 {
     (monotonic_nanoseconds() >> svc_common::flow::TICK_SHIFT) as u16
 }
 
-/// Gives memory that is not used any more back to the system: glibc's heap does not shrink by itself.
-pub fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a number.
-    unsafe {
-        libc::malloc_trim(0)
-    };
-}
-
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

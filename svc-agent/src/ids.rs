@@ -2,6 +2,8 @@
 //! the kernel remember them.
 use std::collections::BTreeMap;
 
+use crate::memory::repack;
+
 /// Hands out the ids `1..=limit`, each for one key, counting how often it is held.
 #[derive(Debug)]
 pub struct Pool<K> {
@@ -106,6 +108,11 @@ impl<K: Ord + Clone> Pool<K> {
     /// What was released up to now is out of the kernel, and may be given to others.
     pub fn settle(&mut self) {
         self.settled = self.turn;
+    }
+
+    /// Takes less memory for many keys that came in order.
+    pub fn repack(&mut self) {
+        repack(&mut self.entries);
     }
 
     /// Whether a new key would get an id.

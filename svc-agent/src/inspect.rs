@@ -22,6 +22,7 @@ use svc_common::{Addr, Reason};
 use crate::attach::{BIND_HOOKS, SOCKET_HOOKS};
 use crate::dataplane::State;
 use crate::dataplane::dump::address_and_port;
+use crate::dataplane::packed_name::PackedName;
 use crate::filters::{self, Filters};
 use crate::host;
 use crate::object::{ObjectName, Protocol};
@@ -134,11 +135,12 @@ impl Pins {
     /// # Errors
     /// Where a map cannot be read.
     pub fn names(&self) -> anyhow::Result<State> {
+        let names: Vec<(u32, ServiceName)> = self.entries(pin::SERVICES)?;
         Ok(State {
             frontends: self.entries::<FrontendKey, Frontend>(pin::FRONTENDS)?.into_iter().collect(),
             backends: self.backends()?.into_iter().collect(),
             addresses: self.entries::<Addr, AddressFlags>(pin::ADDRESSES)?.into_iter().collect(),
-            services: self.entries(pin::SERVICES)?.into_iter().map(|(id, name)| (id, Arc::new(name))).collect(),
+            services: names.iter().map(|(id, name)| (*id, PackedName::from(name))).collect(),
             config: self.config()?,
             ..State::default()
         })
@@ -535,7 +537,7 @@ mod tests {
             protocol: Protocol::Tcp,
             family: Family::V4,
         };
-        state.services.insert(7, Arc::new(name.to_map(80).unwrap()));
+        state.services.insert(7, (&name.to_map(80).unwrap()).into());
         let key = FrontendKey::new(Addr::ANY_V4, 30_080u16.to_be(), TCP);
         state.frontends.insert(key, Frontend { service: 7, flags: FRONTEND_NODE_PORT, affinity_seconds: 0 });
         state.addresses.insert(addr("192.168.7.1"), ADDRESS_NODE);

@@ -25,6 +25,7 @@ pub mod inspect;
 #[cfg(feature = "kernel-log")]
 pub mod kernel_log;
 pub mod kube_proxy_config;
+pub mod memory;
 pub mod metrics;
 pub mod monitor;
 pub mod netns;

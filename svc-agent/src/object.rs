@@ -146,6 +146,18 @@ pub struct Service {
     pub faults: Vec<Box<str>>,
 }
 
+impl Service {
+    /// There may be tens of thousands.
+    pub fn shrink_to_fit(&mut self) {
+        self.families.shrink_to_fit();
+        self.cluster_ips.shrink_to_fit();
+        self.external_ips.shrink_to_fit();
+        self.load_balancer_ips.shrink_to_fit();
+        self.source_ranges.shrink_to_fit();
+        self.ports.shrink_to_fit();
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServicePort {
     /// Empty where it has none.
@@ -195,10 +207,33 @@ pub struct Endpoint {
     pub address: IpAddr,
     pub node: Option<Arc<str>>,
     pub condition: Condition,
+    /// None where there is no hint.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Who should use an endpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Hints {
+    pub zones: Box<[Arc<str>]>,
+    pub nodes: Box<[Arc<str>]>,
+}
+
+impl Hints {
+    pub fn new(zones: Box<[Arc<str>]>, nodes: Box<[Arc<str>]>) -> Option<Box<Self>> {
+        (!zones.is_empty() || !nodes.is_empty()).then(|| Box::new(Hints { zones, nodes }))
+    }
+}
+
+impl Endpoint {
     /// Zones that should use this endpoint; empty where there is no hint.
-    pub zone_hints: Box<[Arc<str>]>,
+    pub fn zone_hints(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.zones)
+    }
+
     /// Nodes that should use this endpoint; empty where there is no hint.
-    pub node_hints: Box<[Arc<str>]>,
+    pub fn node_hints(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
+    }
 }
 
 /// An endpoint's three conditions (KEP-1672), as the API defines them where they are nil.

@@ -303,8 +303,8 @@ fn targets<'a>(port: &ServicePort, family: Family, slices: &[&'a Slice], here: H
                 let candidate = Candidate {
                     condition: endpoint.condition,
                     local: !here.node.is_empty() && endpoint.node.as_deref() == Some(here.node),
-                    zone_hints: &endpoint.zone_hints,
-                    node_hints: &endpoint.node_hints,
+                    zone_hints: endpoint.zone_hints(),
+                    node_hints: endpoint.node_hints(),
                 };
                 // An endpoint that moves from one slice to another stands in both for a while.
                 let better = |old: &Candidate<'_>| rank(&candidate) > rank(old);
@@ -467,13 +467,7 @@ mod tests {
     }
 
     fn endpoint(address: &str, node: &str) -> Endpoint {
-        Endpoint {
-            address: ip(address),
-            node: Some(node.into()),
-            condition: Condition::READY,
-            zone_hints: Box::default(),
-            node_hints: Box::default(),
-        }
+        Endpoint { address: ip(address), node: Some(node.into()), condition: Condition::READY, hints: None }
     }
 
     fn slice(name: &str, port: &str, protocol: Protocol, endpoints: Vec<Endpoint>) -> Slice {

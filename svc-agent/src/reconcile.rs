@@ -19,7 +19,7 @@ use crate::apply::{Applier, backoff};
 use crate::cidrs::{self, PodDetector};
 use crate::dataplane::{ApplyError, Dataplane, NODE, Part, State};
 use crate::desired::{Desired, Limits};
-use crate::host;
+use crate::memory;
 use crate::notes::{Note, Notes};
 use crate::object::{Family, Node, ObjectName};
 use crate::plan::{NodePortAddresses, Plan, Warning, node_addresses, plan};
@@ -232,7 +232,11 @@ impl<D: Dataplane> Reconciler<D> {
                     );
                 }
                 if std::mem::take(&mut self.listed) {
-                    host::give_back_memory();
+                    self.store.repack();
+                    if let Some(desired) = &mut self.desired {
+                        desired.repack();
+                    }
+                    memory::give_back();
                 }
             }
             Err(_) => self.status.sync_failed(),
@@ -242,9 +246,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn plan_and_apply(&mut self) -> Result<usize, ApplyError> {
         if self.desired.is_none() {
-            let restored = Desired::restore(self.applier.realised()?, self.config.limits);
-            self.applier.touch_everything(restored.state());
-            self.desired = Some(restored);
+            self.desired = Some(Desired::restore(self.applier.read()?, self.config.limits));
         }
         let Some(desired) = &mut self.desired else { return Ok(0) };
         let mut changes = self.store.take_changes();
@@ -335,11 +337,11 @@ impl<D: Dataplane> Reconciler<D> {
                 self.outlets.notes.send(Note { service: name.clone(), uid, reason, text: texts.join("; ") });
             }
         }
-        let touched = desired.take_touched();
+        let before = desired.take_before();
         let backends = &desired.state().backends;
         let has_left = |id| backends.get(id).is_some_and(|backend| backend.live == 0 && backend.protocol == UDP);
-        self.departed |= touched.backends.iter().any(has_left);
-        self.applier.apply(desired.state(), touched)
+        self.departed |= before.backends.keys().any(has_left);
+        self.applier.apply(desired.state(), before)
     }
 
     /// What should be in the kernel; none before the first reconciliation.
@@ -362,7 +364,9 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn sweep(&self) -> Sweep {
-        Sweep { parts: self.applier.parts().into_iter(), resync: Resync::default() }
+        let wanted = self.desired.as_ref().filter(|_| self.applier.is_in_step());
+        let parts = wanted.map(|desired| Part::all_of(desired.state())).unwrap_or_default();
+        Sweep { parts: parts.into_iter(), resync: Resync::default() }
     }
 
     /// Returns whether that was all.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::memory::repack;
 use crate::object::{Family, Node, ObjectName, Service, ServiceCidr, Slice};
 use crate::source::{Event, Interfaces, Kind};
 
@@ -123,8 +124,16 @@ impl Store {
         }
     }
 
+    /// Takes less memory for what lists have brought.
+    pub fn repack(&mut self) {
+        repack(&mut self.services);
+        repack(&mut self.slices);
+        self.slices_of = std::mem::take(&mut self.slices_of).into_iter().collect();
+    }
+
     fn put_service(&mut self, mut service: Service) {
         if self.service(&service.name) != Some(&service) {
+            service.shrink_to_fit();
             self.names.share(&mut service.name.namespace);
             service.ports.iter_mut().for_each(|port| self.names.share(&mut port.name));
             self.changes.services.insert(service.name.clone());
@@ -148,10 +157,14 @@ impl Store {
         self.names.share(&mut slice.name.namespace);
         slice.ports.iter_mut().for_each(|port| self.names.share(&mut port.name));
         for endpoint in &mut slice.endpoints {
-            let hints = endpoint.zone_hints.iter_mut().chain(&mut endpoint.node_hints);
+            let hints = endpoint.hints.iter_mut().flat_map(|hints| hints.zones.iter_mut().chain(&mut hints.nodes));
             endpoint.node.iter_mut().chain(hints).for_each(|name| self.names.share(name));
         }
-        let service = slice.name.sibling(&slice.service);
+        let mut service = slice.name.sibling(&slice.service);
+        if let Some((known, _)) = self.services.get_key_value(&service) {
+            slice.service = Arc::clone(&known.name);
+            service = known.clone();
+        }
         self.changes.services.insert(service.clone());
         self.slices_of.insert((service, Arc::clone(&slice.name.name)));
         self.slices.insert(slice.name.clone(), Box::new(slice));

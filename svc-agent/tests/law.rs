@@ -12,8 +12,8 @@ use svc_agent::dataplane::dump::dump;
 use svc_agent::dataplane::fake::Fake;
 use svc_agent::desired::Limits;
 use svc_agent::object::{
-    Condition, Endpoint, Family, Node, ObjectName, Policy, Protocol, Service, ServiceCidr, ServiceKind, ServicePort,
-    Slice, SlicePort,
+    Condition, Endpoint, Family, Hints, Node, ObjectName, Policy, Protocol, Service, ServiceCidr, ServiceKind,
+    ServicePort, Slice, SlicePort,
 };
 use svc_agent::plan::{NodePortAddresses, PortName};
 use svc_agent::reconcile::{Config, Pace, Reconciler};
@@ -135,7 +135,7 @@ prop_compose! {
     ) -> Endpoint {
         let zone_hints = if zone.is_empty() { Box::default() } else { Box::from([zone.into()]) };
         let condition = Condition { ready, serving, terminating };
-        Endpoint { address, node: Some(node.into()), condition, zone_hints, node_hints: Box::default() }
+        Endpoint { address, node: Some(node.into()), condition, hints: Hints::new(zone_hints, Box::default()) }
     }
 }
 
@@ -238,7 +238,7 @@ fn assert_whole(state: &State, when: &str) {
 }
 
 fn name(state: &State, service: u32) -> Option<PortName> {
-    PortName::from_map(state.services.get(&service)?)
+    state.port_name(service)
 }
 
 fn ranges(state: &State, service: u32) -> BTreeSet<SourceRangeKey> {
@@ -465,8 +465,7 @@ proptest! {
             address: ip(&format!("10.9.9.{last}")),
             node: None,
             condition: Condition::READY,
-            zone_hints: Box::default(),
-            node_hints: Box::default(),
+            hints: None,
         };
         reconciler.take(Event::PutSlice(Slice {
             name: ObjectName::new("default", "last"),
@@ -501,7 +500,7 @@ proptest! {
         for op in &kernel.log[before..] {
             match op {
                 svc_agent::dataplane::Op::PutSet(id, _) => {
-                    let name = PortName::from_map(&kernel.state.services[&(id / 2)]).unwrap().service;
+                    let name = kernel.state.port_name(id / 2).unwrap().service;
                     prop_assert!(name.name == service || old.contains(&name.name));
                 }
                 svc_agent::dataplane::Op::PutBackend(..) => {}

@@ -156,8 +156,7 @@ fn a_change_of_endpoints_is_timed_from_its_cause_and_the_nodes_eligibility_is_wh
             address: address.parse().unwrap(),
             node: None,
             condition: Condition::READY,
-            zone_hints: Box::default(),
-            node_hints: Box::default(),
+            hints: None,
         }],
         faults: vec![],
     };

@@ -79,8 +79,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// By Service, port and family, then by address.
 pub fn rows(state: &State) -> Vec<BackendRow> {
+    let names = state.services.iter().map(|(id, name)| (*id, name.unpack()));
     let mut ports: Vec<(PortName, u32, u16)> =
-        state.services.iter().filter_map(|(id, name)| Some((PortName::from_map(name)?, *id, name.port))).collect();
+        names.filter_map(|(id, name)| Some((PortName::from_map(&name)?, id, name.port))).collect();
     ports.sort();
     ports
         .iter()

@@ -22,7 +22,7 @@ pub(crate) fn state() -> State {
             protocol: Protocol::Tcp,
             family,
         };
-        state.services.insert(service, Arc::new(name.to_map(80).unwrap()));
+        state.services.insert(service, (&name.to_map(80).unwrap()).into());
         let frontend = |flags| Frontend { service, flags, affinity_seconds: 0 };
         let key = FrontendKey::new(addr(cluster_ip), 80u16.to_be(), TCP);
         state.frontends.insert(key, frontend(FRONTEND_CLUSTER_IP));

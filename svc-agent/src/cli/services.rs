@@ -75,8 +75,8 @@ pub fn rows(state: &State) -> Vec<ServiceRow> {
         .frontends
         .iter()
         .filter_map(|(key, frontend)| {
-            let name = state.services.get(&frontend.service)?;
-            Some((PortName::from_map(name)?, name.port, *key, *frontend))
+            let name = state.services.get(&frontend.service)?.unpack();
+            Some((PortName::from_map(&name)?, name.port, *key, *frontend))
         })
         .collect();
     found.sort_by(|(name, _, key, frontend), (other_name, _, other_key, other)| {

@@ -14,10 +14,12 @@ use svc_common::map::{
     Backend, BackendSlot, CONFIG_COUNT_BYTES, CONFIG_HOST_SOCKETS_ONLY, Config, Counter, SourceRangeKey, pin,
 };
 
+use super::packed_name::PackedName;
 use super::{ApplyError, Dataplane, Op, Part, ReadCounters, Settings, SocketLb, State};
 use crate::attach::{self, BIND_HOOKS, Interfaces, Programs, SOCKET_HOOKS, SocketHooks};
 use crate::desired::Limits;
 use crate::host;
+use crate::memory;
 use crate::reconcile::NODE_ADDRESSES;
 use crate::sys::{self, Plain};
 
@@ -174,7 +176,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
     let sockets = SocketHooks { cgroup, wanted };
     let programs = Programs::attach(ebpf, interfaces, settings.uplinks.clone(), settings.xdp, sockets)?;
     // Loading took far more memory than is needed from here on.
-    host::give_back_memory();
+    memory::give_back();
     Ok((aya, programs))
 }
 
@@ -374,7 +376,7 @@ impl Aya {
             Part::Addresses => state.addresses = hash(&self.addresses)?,
             Part::Services => {
                 let names = sys::batch_entries(self.services.as_fd(), BATCH, |_| true)?;
-                state.services = names.into_iter().map(|(id, name)| (id, Arc::new(name))).collect();
+                state.services = names.iter().map(|(id, name)| (*id, PackedName::from(name))).collect();
             }
             Part::SourceRanges => {
                 let ranges = sys::entries::<SourceRangeKey, u32>(self.source_ranges.as_fd())?;
@@ -545,7 +547,7 @@ impl Aya {
                 Op::PutSet(..) => self.put_sets(&pairs!(run, Op::PutSet)),
                 Op::PutService(..) => {
                     let (keys, values): (Vec<_>, Vec<_>) =
-                        pairs!(run, Op::PutService).into_iter().map(|(id, name)| (id, *name)).unzip();
+                        pairs!(run, Op::PutService).into_iter().map(|(id, name)| (id, name.unpack())).unzip();
                     // What was counted under an id is not this Service's. Its frontends come later.
                     put(&self.connections, pin::CONNECTIONS, &keys, &vec![0u64; keys.len()])
                         .and_then(|()| put(&self.services, pin::SERVICES, &keys, &values))

@@ -3,6 +3,7 @@ pub mod apart;
 pub mod aya;
 pub mod dump;
 pub mod fake;
+pub mod packed_name;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -11,12 +12,13 @@ use std::sync::Arc;
 
 use svc_common::flow::Timeouts;
 use svc_common::map::{
-    AddressFlags, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter, Frontend, FrontendKey, ServiceName,
-    SourceRangeKey, Uplink, pin,
+    AddressFlags, Backend, BackendSlot, CidrFlags, CidrKey, Config, Counter, Frontend, FrontendKey, SourceRangeKey,
+    Uplink, pin,
 };
 use svc_common::{Addr, Reason};
 
 use crate::plan::PortName;
+use packed_name::PackedName;
 
 /// What is in the kernel, or should be. Two states that agree, as these do most of the time, share what is large.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,7 +30,7 @@ pub struct State {
     pub backends: BTreeMap<u32, Backend>,
     pub addresses: BTreeMap<Addr, AddressFlags>,
     /// By service id.
-    pub services: BTreeMap<u32, Arc<ServiceName>>,
+    pub services: BTreeMap<u32, PackedName>,
     pub source_ranges: BTreeSet<SourceRangeKey>,
     pub cidrs: BTreeMap<CidrKey, CidrFlags>,
     pub config: Config,
@@ -102,12 +104,12 @@ impl State {
 
     /// What a service id stands for.
     pub fn port_name(&self, service: u32) -> Option<PortName> {
-        PortName::from_map(self.services.get(&service)?)
+        PortName::from_map(&self.services.get(&service)?.unpack())
     }
 
     /// What all service ids stand for.
     pub fn port_names(&self) -> impl Iterator<Item = (u32, PortName)> {
-        self.services.iter().filter_map(|(id, name)| Some((*id, PortName::from_map(name)?)))
+        self.services.iter().filter_map(|(id, name)| Some((*id, PortName::from_map(&name.unpack())?)))
     }
 
     /// What the kernel's maps hold after the operation.
@@ -115,7 +117,7 @@ impl State {
         match op {
             Op::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
             Op::PutSet(id, set) => drop(self.sets.insert(*id, Arc::clone(set))),
-            Op::PutService(id, name) => drop(self.services.insert(*id, Arc::clone(name))),
+            Op::PutService(id, name) => drop(self.services.insert(*id, name.clone())),
             Op::PutSourceRange(key) => drop(self.source_ranges.insert(*key)),
             Op::PutCidr(key, flags) => drop(self.cidrs.insert(*key, *flags)),
             Op::PutConfig(config) => self.config = *config,
@@ -139,7 +141,7 @@ impl State {
 pub enum Op {
     PutBackend(u32, Backend),
     PutSet(u32, Arc<[BackendSlot]>),
-    PutService(u32, Arc<ServiceName>),
+    PutService(u32, PackedName),
     PutSourceRange(SourceRangeKey),
     PutCidr(CidrKey, CidrFlags),
     PutConfig(Config),

@@ -10,8 +10,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::wire::{self, ObjectMeta};
 use crate::object::{
-    Condition, Endpoint, Family, Node, ObjectName, Policy, Protocol, Service, ServiceCidr, ServiceKind, ServicePort,
-    Slice, SlicePort,
+    Condition, Endpoint, Family, Hints, Node, ObjectName, Policy, Protocol, Service, ServiceCidr, ServiceKind,
+    ServicePort, Slice, SlicePort,
 };
 
 /// Label of an EndpointSlice: the name of its Service.
@@ -204,8 +204,10 @@ pub fn slice(object: &wire::EndpointSlice) -> Option<Slice> {
                 conditions.and_then(|conditions| conditions.serving),
                 conditions.and_then(|conditions| conditions.terminating),
             ),
-            zone_hints: zones.iter().map(|zone| zone.name.as_str().into()).collect(),
-            node_hints: nodes.iter().map(|node| node.name.as_str().into()).collect(),
+            hints: Hints::new(
+                zones.iter().map(|zone| zone.name.as_str().into()).collect(),
+                nodes.iter().map(|node| node.name.as_str().into()).collect(),
+            ),
         });
     }
     let mut ports = Vec::with_capacity(object.ports.len());
@@ -243,8 +245,7 @@ pub fn endpoints(object: &wire::Endpoints) -> Vec<Slice> {
                     address: ip,
                     node: address.node_name.as_deref().map(Into::into),
                     condition: Condition::new(Some(ready), None, None),
-                    zone_hints: Box::default(),
-                    node_hints: Box::default(),
+                    hints: None,
                 }),
                 Err(_) => faults.push(format!("endpoint {text:?} is no IP address").into()),
             }

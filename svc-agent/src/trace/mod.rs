@@ -181,7 +181,7 @@ fn note(state: &State, protocol: Protocol, destination: SocketAddr) -> Option<St
     for (FrontendKey { port, protocol, .. }, frontend) in of_address {
         let protocol = Protocol::from_number(*protocol).map_or_else(String::new, |protocol| protocol.to_string());
         ports.push(format!("{}/{protocol}", u16::from_be(*port)));
-        owner = owner.or_else(|| PortName::from_map(state.services.get(&frontend.service)?));
+        owner = owner.or_else(|| state.port_name(frontend.service));
     }
     let owner = owner.map_or_else(|| "a Service".to_owned(), |name| name.service.to_string());
     let wanted = format!("{}/{protocol}", destination.port());
