@@ -220,14 +220,14 @@ impl Programs {
     pub fn attach(
         ebpf: Ebpf,
         interfaces: Interfaces,
-        uplinks: Vec<String>,
+        uplinks: &[String],
         xdp: XdpMode,
         sockets: SocketHooks,
     ) -> anyhow::Result<Self> {
         let (with_xdp, served) = (BTreeSet::new(), Vec::new());
         let mut programs = Programs { ebpf, interfaces, uplinks: served, xdp, sockets, with_xdp };
         // Packets first, sockets last: a socket that is pointed at a backend needs nothing of the others.
-        for uplink in &uplinks {
+        for uplink in uplinks {
             programs.attach_uplink(uplink)?;
         }
         let Programs { ebpf, interfaces, sockets, .. } = &mut programs;

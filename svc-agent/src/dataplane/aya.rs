@@ -174,7 +174,7 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
     attach::load(&mut ebpf, &settings.uplinks, settings.xdp, &wanted)?;
     let interfaces = Interfaces::new(&mut ebpf, &settings.bpffs, settings.tc)?;
     let sockets = SocketHooks { cgroup, wanted };
-    let programs = Programs::attach(ebpf, interfaces, settings.uplinks.clone(), settings.xdp, sockets)?;
+    let programs = Programs::attach(ebpf, interfaces, &settings.uplinks, settings.xdp, sockets)?;
     // Loading took far more memory than is needed from here on.
     memory::give_back();
     Ok((aya, programs))
