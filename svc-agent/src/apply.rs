@@ -39,15 +39,15 @@ impl<D: Dataplane> Applier<D> {
     }
 
     /// Writes what differs, and returns how many operations that took. `before` is what changed of `wanted` since the last
-    /// call, as it was then; after a failure everything is compared.
+    /// call, as it was then; without it, and after a failure, everything is compared.
     ///
     /// # Errors
     /// At the first operation that the kernel refuses; the next call makes up for it.
-    pub fn apply(&mut self, wanted: &State, before: Before) -> Result<usize, ApplyError> {
-        let before = match std::mem::replace(&mut self.kernel, Kernel::Unknown) {
-            Kernel::Unknown => Before::everything(&self.dataplane.read()?, wanted),
-            Kernel::Read(state) => Before::everything(&state, wanted),
-            Kernel::InStep => before,
+    pub fn apply(&mut self, wanted: &State, before: Option<Before>) -> Result<usize, ApplyError> {
+        let before = match (std::mem::replace(&mut self.kernel, Kernel::Unknown), before) {
+            (Kernel::InStep, Some(before)) => before,
+            (Kernel::Read(state), _) => Before::everything(&state, wanted),
+            (Kernel::Unknown | Kernel::InStep, _) => Before::everything(&self.dataplane.read()?, wanted),
         };
         let ops = diff(&before, wanted);
         if !ops.is_empty() {
@@ -79,7 +79,7 @@ impl<D: Dataplane> Applier<D> {
         let before = Before::differences(part, &actual, wanted);
         let count = before.len();
         if count > 0 {
-            self.apply(wanted, before)?;
+            self.apply(wanted, Some(before))?;
         }
         Ok(count)
     }

@@ -19,6 +19,7 @@ use crate::notes::Reason;
 use crate::object::{Family, ObjectName};
 use crate::plan::{Plan, PortName, PortPlan, Target, Warning};
 use crate::status::WithoutLocal;
+use crate::store::Store;
 
 /// How many entries the kernel's maps have room for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,8 +52,8 @@ type BackendKey = (u32, Addr, u16, u8);
 pub struct Desired {
     limits: Limits,
     state: State,
-    /// What changed since it was last asked for.
-    before: Before,
+    /// What changed since it was last asked for; none at first, where everything did.
+    before: Option<Before>,
     services: Pool<PortName>,
     backends: Pool<BackendKey>,
     placed: BTreeMap<ObjectName, Placed>,
@@ -80,7 +81,7 @@ struct Leaving {
 }
 
 /// One Service's share, to take it back again.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Placed {
     created: i64,
     /// Service ids.
@@ -106,7 +107,7 @@ impl Desired {
                 backends: known.into_iter().map(|(id, backend)| (id, Backend { live: 0, ..backend })).collect(),
                 ..State::default()
             },
-            before: Before::default(),
+            before: None,
             placed: BTreeMap::new(),
             contested: BTreeMap::new(),
             service_addresses: BTreeMap::new(),
@@ -137,9 +138,9 @@ impl Desired {
         self.without_local
     }
 
-    /// What changed since the last call, as it was then.
-    pub fn take_before(&mut self) -> Before {
-        std::mem::take(&mut self.before)
+    /// What changed since the last call, as it was then; none at the first call, where everything may differ.
+    pub fn take_before(&mut self) -> Option<Before> {
+        self.before.replace(Before::default())
     }
 
     /// All of this is in the kernel: ids that were given back may go to others, and what is gone takes no room.
@@ -149,17 +150,25 @@ impl Desired {
         self.backends.settle();
     }
 
-    /// Takes less memory for many Services that came in order.
-    pub fn repack(&mut self) {
+    /// Copies all that is large, so that nothing of it is left between what was freed since ([`memory::apart`]), with
+    /// the store's names.
+    ///
+    /// [`memory::apart`]: crate::memory::apart
+    pub fn repack(&mut self, store: &Store) {
         let State { frontends, sets, backends, addresses, services, .. } = &mut self.state;
         repack(frontends);
-        repack(sets);
+        *sets = sets.iter().map(|(id, set)| (*id, Arc::from(&**set))).collect();
         repack(backends);
         repack(addresses);
         repack(services);
-        self.services.repack();
-        self.backends.repack();
-        repack(&mut self.placed);
+        let renewed = |name: &PortName| PortName {
+            service: store.known(&name.service),
+            port: store.known_name(&name.port),
+            ..name.clone()
+        };
+        self.services.repack(renewed);
+        self.backends.repack(|key| *key);
+        self.placed = self.placed.iter().map(|(name, placed)| (store.known(name), placed.clone())).collect();
         repack(&mut self.service_addresses);
     }
 
@@ -212,8 +221,10 @@ impl Desired {
             !services.is_empty()
         });
         for key in &old.source_ranges {
-            self.before.source_ranges.entry(*key).or_insert_with(|| self.state.source_ranges.contains(key));
-            self.state.source_ranges.remove(key);
+            let was = self.state.source_ranges.remove(key);
+            if let Some(before) = &mut self.before {
+                before.source_ranges.entry(*key).or_insert(was);
+            }
             self.leaving.source_ranges.insert(*key);
         }
 
@@ -267,7 +278,9 @@ impl Desired {
             if let Some(id) = self.backends.release(&key)
                 && let Some(backend) = self.state.backends.get_mut(&id)
             {
-                self.before.backends.entry(id).or_insert(Some(*backend));
+                if let Some(before) = &mut self.before {
+                    before.backends.entry(id).or_insert(Some(*backend));
+                }
                 backend.live = 0;
                 self.live_backends -= 1;
             }
@@ -276,7 +289,9 @@ impl Desired {
             let Some(name) = self.state.port_name(id) else { continue };
             if self.services.release(&name).is_some() {
                 let old = self.state.services.remove(&id);
-                self.before.services.entry(id).or_insert(old);
+                if let Some(before) = &mut self.before {
+                    before.services.entry(id).or_insert(old);
+                }
                 self.set_set(cluster_set(id), None);
                 self.set_set(local_set(id), None);
             }
@@ -313,7 +328,9 @@ impl Desired {
             let value = Backend { addr, port: number, protocol, live: 1, service: id };
             let old = self.state.backends.insert(backend, value);
             self.live_backends += usize::from(old.is_none_or(|old| old.live == 0));
-            self.before.backends.entry(backend).or_insert(old);
+            if let Some(before) = &mut self.before {
+                before.backends.entry(backend).or_insert(old);
+            }
             ids.insert((addr, number), backend);
         }
         if missing > 0 {
@@ -339,7 +356,9 @@ impl Desired {
                 continue;
             }
             let is_new = self.state.source_ranges.insert(key);
-            self.before.source_ranges.entry(key).or_insert(!is_new);
+            if let Some(before) = &mut self.before {
+                before.source_ranges.entry(key).or_insert(!is_new);
+            }
             new.source_ranges.insert(key);
         }
         if refused > 0 {
@@ -351,7 +370,9 @@ impl Desired {
         self.set_set(cluster_set(id), Some(slots(&port.cluster)));
         self.set_set(local_set(id), port.local.as_deref().map(slots));
         let old = self.state.services.insert(id, PackedName::from(&map_name));
-        self.before.services.entry(id).or_insert(old);
+        if let Some(before) = &mut self.before {
+            before.services.entry(id).or_insert(old);
+        }
         new.ports.push(id);
         new.frontends.extend(port.frontends.iter().map(|frontend| {
             let value = Frontend { service: id, flags: frontend.flags, affinity_seconds: frontend.affinity_seconds };
@@ -426,18 +447,24 @@ impl Desired {
 
     pub fn set_cidrs(&mut self, cidrs: BTreeMap<CidrKey, CidrFlags>) {
         let old = std::mem::replace(&mut self.state.cidrs, cidrs);
-        note_all(&mut self.before.cidrs, &old, &self.state.cidrs);
+        if let Some(before) = &mut self.before {
+            note_all(&mut before.cidrs, &old, &self.state.cidrs);
+        }
     }
 
     pub fn set_config(&mut self, config: Config) {
-        self.before.config.get_or_insert(self.state.config);
+        if let Some(before) = &mut self.before {
+            before.config.get_or_insert(self.state.config);
+        }
         self.state.config = config;
     }
 
     /// By interface index.
     pub fn set_uplinks(&mut self, uplinks: BTreeMap<u32, Uplink>) {
         let old = std::mem::replace(&mut self.state.uplinks, uplinks);
-        note_all(&mut self.before.uplinks, &old, &self.state.uplinks);
+        if let Some(before) = &mut self.before {
+            note_all(&mut before.uplinks, &old, &self.state.uplinks);
+        }
     }
 
     fn set_address(&mut self, addr: Addr) {
@@ -455,7 +482,9 @@ impl Desired {
             self.leaving.addresses.extend(old.map(|_| addr));
             old
         };
-        self.before.addresses.entry(addr).or_insert(old);
+        if let Some(before) = &mut self.before {
+            before.addresses.entry(addr).or_insert(old);
+        }
     }
 
     fn set_set(&mut self, id: u32, set: Option<Arc<[BackendSlot]>>) {
@@ -463,7 +492,9 @@ impl Desired {
             Some(set) => self.state.sets.insert(id, set),
             None => self.state.sets.remove(&id),
         };
-        self.before.sets.entry(id).or_insert(old);
+        if let Some(before) = &mut self.before {
+            before.sets.entry(id).or_insert(old);
+        }
     }
 
     /// One key for each time that this Service holds a backend.
@@ -522,7 +553,9 @@ impl Desired {
                 old
             }
         };
-        self.before.frontends.entry(key).or_insert(old);
+        if let Some(before) = &mut self.before {
+            before.frontends.entry(key).or_insert(old);
+        }
         let (name, _) = winner?;
         (claims && name != *service).then_some(name)
     }

@@ -2,8 +2,6 @@
 //! the kernel remember them.
 use std::collections::BTreeMap;
 
-use crate::memory::repack;
-
 /// Hands out the ids `1..=limit`, each for one key, counting how often it is held.
 #[derive(Debug)]
 pub struct Pool<K> {
@@ -110,9 +108,9 @@ impl<K: Ord + Clone> Pool<K> {
         self.settled = self.turn;
     }
 
-    /// Takes less memory for many keys that came in order.
-    pub fn repack(&mut self) {
-        repack(&mut self.entries);
+    /// Builds the large map anew, each of its nodes full, of equal keys.
+    pub fn repack(&mut self, renewed: impl Fn(&K) -> K) {
+        self.entries = self.entries.iter().map(|(key, entry)| (renewed(key), *entry)).collect();
     }
 
     /// Whether a new key would get an id.

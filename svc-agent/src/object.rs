@@ -185,6 +185,15 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// Names of ports, nodes and zones.
+    pub fn names_of_many(&mut self) -> impl Iterator<Item = &mut Arc<str>> {
+        let of_endpoints = self.endpoints.iter_mut().flat_map(|endpoint| {
+            let hints = endpoint.hints.iter_mut().flat_map(|hints| hints.zones.iter_mut().chain(&mut hints.nodes));
+            endpoint.node.iter_mut().chain(hints)
+        });
+        self.ports.iter_mut().map(|port| &mut port.name).chain(of_endpoints)
+    }
+
     /// Whatever the time of its change.
     pub fn says_the_same(&self, other: &Slice) -> bool {
         let Slice { name, triggered: _, service, ports, endpoints, faults } = self;

@@ -232,10 +232,13 @@ impl<D: Dataplane> Reconciler<D> {
                     );
                 }
                 if std::mem::take(&mut self.listed) {
-                    self.store.repack();
-                    if let Some(desired) = &mut self.desired {
-                        desired.repack();
-                    }
+                    let (store, desired) = (&mut self.store, &mut self.desired);
+                    memory::apart(|| {
+                        store.repack();
+                        if let Some(desired) = desired {
+                            desired.repack(store);
+                        }
+                    });
                     memory::give_back();
                 }
             }
@@ -340,7 +343,7 @@ impl<D: Dataplane> Reconciler<D> {
         let before = desired.take_before();
         let backends = &desired.state().backends;
         let has_left = |id| backends.get(id).is_some_and(|backend| backend.live == 0 && backend.protocol == UDP);
-        self.departed |= before.backends.keys().any(has_left);
+        self.departed |= before.iter().flat_map(|before| before.backends.keys()).any(has_left);
         self.applier.apply(desired.state(), before)
     }
 

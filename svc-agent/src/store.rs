@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::memory::repack;
 use crate::object::{Family, Node, ObjectName, Service, ServiceCidr, Slice};
 use crate::source::{Event, Interfaces, Kind};
 
@@ -124,11 +123,43 @@ impl Store {
         }
     }
 
-    /// Takes less memory for what lists have brought.
+    /// Copies all that lists have brought, so that nothing of it is left between what was freed since ([`memory::apart`]).
+    ///
+    /// [`memory::apart`]: crate::memory::apart
     pub fn repack(&mut self) {
-        repack(&mut self.services);
-        repack(&mut self.slices);
-        self.slices_of = std::mem::take(&mut self.slices_of).into_iter().collect();
+        let mut names = Names::default();
+        let services = self.services.values().map(|service| {
+            let mut service = service.clone();
+            names.copy(&mut service.name.namespace);
+            service.name.name = Arc::from(&*service.name.name);
+            service.ports.iter_mut().for_each(|port| names.copy(&mut port.name));
+            (service.name.clone(), service)
+        });
+        let services: BTreeMap<ObjectName, Box<Service>> = services.collect();
+        let slices = self.slices.values().map(|slice| {
+            let mut slice = slice.clone();
+            names.copy(&mut slice.name.namespace);
+            slice.name.name = Arc::from(&*slice.name.name);
+            let known = services.get_key_value(&slice.name.sibling(&slice.service));
+            slice.service = known.map_or_else(|| Arc::from(&*slice.service), |(name, _)| Arc::clone(&name.name));
+            slice.names_of_many().for_each(|name| names.copy(name));
+            (slice.name.clone(), slice)
+        });
+        self.slices = slices.collect();
+        let of = |slice: &Slice| (slice.name.sibling(&slice.service), Arc::clone(&slice.name.name));
+        self.slices_of = self.slices.values().map(|slice| of(slice)).collect();
+        self.services = services;
+        self.names = names;
+    }
+
+    /// The store's own copy of a Service's name, where it has one.
+    pub fn known(&self, service: &ObjectName) -> ObjectName {
+        self.services.get_key_value(service).map_or_else(|| service.clone(), |(name, _)| name.clone())
+    }
+
+    /// The store's own copy of a name that many objects have, where it has one.
+    pub fn known_name(&self, name: &Arc<str>) -> Arc<str> {
+        Arc::clone(self.names.known.get(name).unwrap_or(name))
     }
 
     fn put_service(&mut self, mut service: Service) {
@@ -155,11 +186,7 @@ impl Store {
         let family = slice.endpoints.first().map_or(Family::V4, |endpoint| Family::of(endpoint.address));
         self.changes.triggers.extend(slice.triggered.map(|time| (family, time)));
         self.names.share(&mut slice.name.namespace);
-        slice.ports.iter_mut().for_each(|port| self.names.share(&mut port.name));
-        for endpoint in &mut slice.endpoints {
-            let hints = endpoint.hints.iter_mut().flat_map(|hints| hints.zones.iter_mut().chain(&mut hints.nodes));
-            endpoint.node.iter_mut().chain(hints).for_each(|name| self.names.share(name));
-        }
+        slice.names_of_many().for_each(|name| self.names.share(name));
         let mut service = slice.name.sibling(&slice.service);
         if let Some((known, _)) = self.services.get_key_value(&service) {
             slice.service = Arc::clone(&known.name);
@@ -205,6 +232,16 @@ struct Names {
 }
 
 impl Names {
+    /// Puts a copy that is only known here in the place of an equal one.
+    fn copy(&mut self, name: &mut Arc<str>) {
+        let known = self.known.get(name).cloned().unwrap_or_else(|| {
+            let copy: Arc<str> = Arc::from(&**name);
+            self.known.insert(Arc::clone(&copy));
+            copy
+        });
+        *name = known;
+    }
+
     /// Puts the known name in the place of an equal one.
     fn share(&mut self, name: &mut Arc<str>) {
         if let Some(known) = self.known.get(name) {

@@ -30,7 +30,9 @@ use crate::source::servers::{Access, Servers};
 use crate::source::{self, addresses, kubernetes, manifests};
 use crate::stale_sockets::Departures;
 use crate::status::Status;
-use crate::{go_duration, health, host, metrics, next_hops, notes, serve, service_health, stale_sockets, sweep};
+use crate::{
+    go_duration, health, host, memory, metrics, next_hops, notes, serve, service_health, stale_sockets, sweep,
+};
 
 /// Events that wait for the reconciler, beyond which sources wait.
 const EVENTS: usize = 256;
@@ -329,6 +331,7 @@ async fn changed(config: Option<(PathBuf, String)>) {
 /// Where something the agent needs is missing at the start, or a source breaks for good.
 pub fn run(args: Args) -> anyhow::Result<()> {
     require_privilege()?;
+    memory::keep_little_free();
     // One thread waits for the network, one writes to the kernel: that is all there is to do.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -43,15 +43,20 @@ impl Process {
         kibibytes(&fs::read_to_string(format!("/proc/{}/status", self.pid()))?, "VmRSS")
     }
 
-    /// What it has had of all CPUs, in nanoseconds.
+    /// What it has had of all CPUs, in nanoseconds, threads that have ended included.
     pub fn cpu_ns(&self) -> Result<u64> {
-        let mut total = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            // One may end meanwhile.
-            let text = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
-            total += text.split(' ').next().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+        // SAFETY: both are written, and outlive the calls.
+        let result = unsafe {
+            match libc::clock_getcpuclockid(self.pid().cast_signed(), &raw mut clock) {
+                0 => libc::clock_gettime(clock, &raw mut time),
+                error => return Err(io::Error::from_raw_os_error(error)).context("cannot ask for a process' CPU time"),
+            }
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error()).context("cannot read a process' CPU time");
         }
-        Ok(total)
+        Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
     }
 
     /// How it ended, if it did.
