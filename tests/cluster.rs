@@ -55,10 +55,7 @@ impl Cluster {
     /// Driven by a folder of manifests, with links without headers between the nodes and to the outside; none where the kernel
     /// has none of this kind.
     pub fn with_bare_links(kind: Bare, arguments: &'static [&'static str]) -> Option<Self> {
-        let lab = match Lab::with_network(Network::Bare(kind)) {
-            Err(error) if format!("{error:#}").contains("Unknown device type") => return None,
-            lab => lab.unwrap(),
-        };
+        let lab = lab_with(Network::Bare(kind))?;
         let source = Source::directory(&lab);
         Some(Self::start(lab, source, arguments))
     }
@@ -66,10 +63,7 @@ impl Cluster {
     /// Driven by a folder of manifests, with tunnels between the nodes that come up when the agents have started; none where
     /// the kernel has none of this kind.
     pub fn with_late_tunnels(network: Network) -> Option<Self> {
-        let lab = match Lab::with_network(network) {
-            Err(error) if format!("{error:#}").contains("Unknown device type") => return None,
-            lab => lab.unwrap(),
-        };
+        let lab = lab_with(network)?;
         lab.tunnels_away().unwrap();
         let source = Source::directory(&lab);
         let cluster = Self::start(lab, source, &[]);
@@ -260,6 +254,14 @@ impl Drop for Cluster {
                 eprintln!("the agent on {node}: {}\n", agent.log_tail());
             }
         }
+    }
+}
+
+/// None where the kernel has no links of this kind.
+fn lab_with(network: Network) -> Option<Lab> {
+    match Lab::with_network(network) {
+        Err(error) if format!("{error:#}").contains("Unknown device type") => None,
+        lab => Some(lab.unwrap()),
     }
 }
 

@@ -263,6 +263,11 @@ impl Programs {
         Ok(())
     }
 
+    /// The uplinks that are served.
+    pub fn uplinks(&self) -> &[String] {
+        &self.uplinks
+    }
+
     /// # Errors
     /// The program, the place and what the kernel said.
     pub fn attach_pod(&mut self, interface: &str) -> anyhow::Result<()> {

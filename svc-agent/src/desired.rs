@@ -222,9 +222,7 @@ impl Desired {
         });
         for key in &old.source_ranges {
             let was = self.state.source_ranges.remove(key);
-            if let Some(before) = &mut self.before {
-                before.source_ranges.entry(*key).or_insert(was);
-            }
+            note(&mut self.before, |before| &mut before.source_ranges, *key, was);
             self.leaving.source_ranges.insert(*key);
         }
 
@@ -278,9 +276,7 @@ impl Desired {
             if let Some(id) = self.backends.release(&key)
                 && let Some(backend) = self.state.backends.get_mut(&id)
             {
-                if let Some(before) = &mut self.before {
-                    before.backends.entry(id).or_insert(Some(*backend));
-                }
+                note(&mut self.before, |before| &mut before.backends, id, Some(*backend));
                 backend.live = 0;
                 self.live_backends -= 1;
             }
@@ -289,9 +285,7 @@ impl Desired {
             let Some(name) = self.state.port_name(id) else { continue };
             if self.services.release(&name).is_some() {
                 let old = self.state.services.remove(&id);
-                if let Some(before) = &mut self.before {
-                    before.services.entry(id).or_insert(old);
-                }
+                note(&mut self.before, |before| &mut before.services, id, old);
                 self.set_set(cluster_set(id), None);
                 self.set_set(local_set(id), None);
             }
@@ -328,9 +322,7 @@ impl Desired {
             let value = Backend { addr, port: number, protocol, live: 1, service: id };
             let old = self.state.backends.insert(backend, value);
             self.live_backends += usize::from(old.is_none_or(|old| old.live == 0));
-            if let Some(before) = &mut self.before {
-                before.backends.entry(backend).or_insert(old);
-            }
+            note(&mut self.before, |before| &mut before.backends, backend, old);
             ids.insert((addr, number), backend);
         }
         if missing > 0 {
@@ -356,9 +348,7 @@ impl Desired {
                 continue;
             }
             let is_new = self.state.source_ranges.insert(key);
-            if let Some(before) = &mut self.before {
-                before.source_ranges.entry(key).or_insert(!is_new);
-            }
+            note(&mut self.before, |before| &mut before.source_ranges, key, !is_new);
             new.source_ranges.insert(key);
         }
         if refused > 0 {
@@ -370,9 +360,7 @@ impl Desired {
         self.set_set(cluster_set(id), Some(slots(&port.cluster)));
         self.set_set(local_set(id), port.local.as_deref().map(slots));
         let old = self.state.services.insert(id, PackedName::from(&map_name));
-        if let Some(before) = &mut self.before {
-            before.services.entry(id).or_insert(old);
-        }
+        note(&mut self.before, |before| &mut before.services, id, old);
         new.ports.push(id);
         new.frontends.extend(port.frontends.iter().map(|frontend| {
             let value = Frontend { service: id, flags: frontend.flags, affinity_seconds: frontend.affinity_seconds };
@@ -482,9 +470,7 @@ impl Desired {
             self.leaving.addresses.extend(old.map(|_| addr));
             old
         };
-        if let Some(before) = &mut self.before {
-            before.addresses.entry(addr).or_insert(old);
-        }
+        note(&mut self.before, |before| &mut before.addresses, addr, old);
     }
 
     fn set_set(&mut self, id: u32, set: Option<Arc<[BackendSlot]>>) {
@@ -492,9 +478,7 @@ impl Desired {
             Some(set) => self.state.sets.insert(id, set),
             None => self.state.sets.remove(&id),
         };
-        if let Some(before) = &mut self.before {
-            before.sets.entry(id).or_insert(old);
-        }
+        note(&mut self.before, |before| &mut before.sets, id, old);
     }
 
     /// One key for each time that this Service holds a backend.
@@ -553,11 +537,16 @@ impl Desired {
                 old
             }
         };
-        if let Some(before) = &mut self.before {
-            before.frontends.entry(key).or_insert(old);
-        }
+        note(&mut self.before, |before| &mut before.frontends, key, old);
         let (name, _) = winner?;
         (claims && name != *service).then_some(name)
+    }
+}
+
+/// How an entry was at first.
+fn note<K: Ord, V>(before: &mut Option<Before>, part: impl FnOnce(&mut Before) -> &mut BTreeMap<K, V>, key: K, old: V) {
+    if let Some(before) = before {
+        part(before).entry(key).or_insert(old);
     }
 }
 

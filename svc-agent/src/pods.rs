@@ -75,17 +75,9 @@ struct Interface {
     leads_elsewhere: bool,
 }
 
-/// The interfaces to the network.
-pub struct Uplinks {
-    pub names: Vec<String>,
-    /// By the user, who wants these and no others.
-    pub are_named: bool,
-}
-
 /// Keeps the programs attached to the pods' interfaces, and to uplinks that appear.
 pub struct Pods {
     which: PodInterfaces,
-    uplinks: Vec<String>,
     /// Whether uplinks that appear are served.
     more_uplinks: bool,
     programs: Programs,
@@ -104,13 +96,14 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// Attaches to the interfaces that there are. Of uplinks, `programs` has these.
+    /// Attaches to the interfaces that there are. `more_uplinks`: whether uplinks that appear are served beside those that
+    /// `programs` has.
     ///
     /// # Errors
     /// Where the interfaces cannot be read. One that cannot be attached to is told in the log.
     pub async fn start(
         which: PodInterfaces,
-        uplinks: Uplinks,
+        more_uplinks: bool,
         programs: Programs,
         sync_period: Duration,
         status: Arc<Status>,
@@ -120,8 +113,7 @@ impl Pods {
         let connection = tokio::spawn(connection);
         let mut pods = Pods {
             which,
-            uplinks: uplinks.names,
-            more_uplinks: !uplinks.are_named,
+            more_uplinks,
             programs,
             sync_period,
             status,
@@ -202,14 +194,13 @@ impl Pods {
         let found = host::uplinks(&[]).unwrap_or_default();
         self.refused_uplinks.retain(|uplink| found.contains(uplink));
         for uplink in found {
-            if self.uplinks.contains(&uplink) {
+            if self.programs.uplinks().contains(&uplink) {
                 continue;
             }
             match self.programs.attach_uplink(&uplink) {
                 Ok(()) => {
                     info!(uplink, "an interface to the network has appeared: served");
                     self.refused_uplinks.remove(&uplink);
-                    self.uplinks.push(uplink);
                 }
                 Err(error) => {
                     if self.refused_uplinks.insert(uplink.clone()) {
@@ -230,7 +221,7 @@ impl Pods {
             .try_collect()
             .await?;
         let wanted: BTreeSet<Interface> =
-            all.into_iter().filter(|interface| self.which.has(interface, &self.uplinks)).collect();
+            all.into_iter().filter(|interface| self.which.has(interface, self.programs.uplinks())).collect();
         let names: BTreeSet<&str> = wanted.iter().map(|interface| interface.name.as_str()).collect();
         if let Err(error) = self.programs.forget_all_but(&names) {
             warn!("cannot remove the links of interfaces that are gone: {error:#}");

@@ -146,8 +146,8 @@ impl Store {
             (slice.name.clone(), slice)
         });
         self.slices = slices.collect();
-        let of = |slice: &Slice| (slice.name.sibling(&slice.service), Arc::clone(&slice.name.name));
-        self.slices_of = self.slices.values().map(|slice| of(slice)).collect();
+        let of = self.slices.values().map(|slice| (slice.name.sibling(&slice.service), Arc::clone(&slice.name.name)));
+        self.slices_of = of.collect();
         self.services = services;
         self.names = names;
     }
@@ -187,11 +187,8 @@ impl Store {
         self.changes.triggers.extend(slice.triggered.map(|time| (family, time)));
         self.names.share(&mut slice.name.namespace);
         slice.names_of_many().for_each(|name| self.names.share(name));
-        let mut service = slice.name.sibling(&slice.service);
-        if let Some((known, _)) = self.services.get_key_value(&service) {
-            slice.service = Arc::clone(&known.name);
-            service = known.clone();
-        }
+        let service = self.known(&slice.name.sibling(&slice.service));
+        slice.service = Arc::clone(&service.name);
         self.changes.services.insert(service.clone());
         self.slices_of.insert((service, Arc::clone(&slice.name.name)));
         self.slices.insert(slice.name.clone(), Box::new(slice));

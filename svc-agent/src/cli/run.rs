@@ -24,7 +24,7 @@ use crate::netns::Places;
 use crate::notes::{Note, Notes};
 use crate::object::ObjectName;
 use crate::plan::NodePortAddresses;
-use crate::pods::{PodInterfaces, Pods, Uplinks};
+use crate::pods::{PodInterfaces, Pods};
 use crate::reconcile::{Config, Outlets, Pace, Reconciler};
 use crate::source::servers::{Access, Servers};
 use crate::source::{self, addresses, kubernetes, manifests};
@@ -387,7 +387,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let settings = Settings {
         cgroup: args.cgroup,
         bpffs: args.bpffs.clone(),
-        uplinks: uplinks.clone(),
+        uplinks,
         xdp: args.xdp,
         tc: args.tc,
         socket_lb: args.socket_lb,
@@ -411,9 +411,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     tokio::spawn(next_hops::run(maps.clone()));
     tokio::spawn(sweep::run(args.bpffs));
 
-    let uplinks = Uplinks { names: uplinks, are_named: !args.uplinks.is_empty() };
+    let more_uplinks = args.uplinks.is_empty();
     let pod_interfaces =
-        Pods::start(args.pod_interfaces, uplinks, programs, effective.sync_period, Arc::clone(&status)).await?;
+        Pods::start(args.pod_interfaces, more_uplinks, programs, effective.sync_period, Arc::clone(&status)).await?;
 
     let health_status = Arc::clone(&status);
     tokio::spawn(serve::serve(healthz, move |path| {
