@@ -487,7 +487,7 @@ impl Desired {
         for id in &placed.ports {
             let sets = [cluster_set(*id), local_set(*id)].map(|set| self.state.backend_set(set));
             let unique: BTreeSet<(Addr, u16)> = sets.into_iter().flatten().map(|slot| (slot.addr, slot.port)).collect();
-            let protocol = self.state.services.get(id).map_or(0, |name| name.unpack().protocol);
+            let protocol = self.state.services.get(id).map_or(0, |name| name.unpack().protocol());
             keys.extend(unique.into_iter().map(|(addr, port)| (*id, addr, port, protocol)));
         }
         keys

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use svc_common::Addr;
 use svc_common::map::{
     FRONTEND_CLUSTER_IP, FRONTEND_EXTERNAL_IP, FRONTEND_EXTERNAL_LOCAL, FRONTEND_INTERNAL_LOCAL,
-    FRONTEND_LOAD_BALANCER, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES, FrontendKey, ServiceName,
+    FRONTEND_LOAD_BALANCER, FRONTEND_NODE_PORT, FRONTEND_SOURCE_RANGES, FrontendKey, MAX_NAME, SERVICE_V6, ServiceName,
 };
 
 use crate::notes::Reason;
@@ -35,9 +35,9 @@ impl fmt::Display for PortName {
     }
 }
 
-/// A name is longer than the 64 bytes that the kernel's map has for it.
+/// A name is longer than the [`MAX_NAME`] bytes that the kernel's map has for it.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the name {0:?} is longer than 64 bytes")]
+#[error("the name {0:?} is longer than {MAX_NAME} bytes")]
 pub struct NameTooLong(Box<str>);
 
 impl PortName {
@@ -47,7 +47,7 @@ impl PortName {
     /// Where a name does not fit; the API server's limits do.
     pub fn to_map(&self, port: u16) -> Result<ServiceName, NameTooLong> {
         let field = |text: &str| {
-            let mut bytes = [0; 64];
+            let mut bytes = [0; MAX_NAME];
             bytes.get_mut(..text.len()).ok_or_else(|| NameTooLong(text.into()))?.copy_from_slice(text.as_bytes());
             Ok(bytes)
         };
@@ -55,27 +55,22 @@ impl PortName {
             namespace: field(&self.service.namespace)?,
             name: field(&self.service.name)?,
             port_name: field(&self.port)?,
+            kind: self.protocol.number() | if self.family == Family::V6 { SERVICE_V6 } else { 0 },
             port,
-            protocol: self.protocol.number(),
-            family: self.family as u8,
         })
     }
 
     /// None where the entry is none that [`PortName::to_map`] makes.
     pub fn from_map(name: &ServiceName) -> Option<Self> {
-        let field = |bytes: &[u8; 64]| {
+        let field = |bytes: &[u8; MAX_NAME]| {
             let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
             str::from_utf8(&bytes[..end]).ok().map(Arc::<str>::from)
         };
         Some(PortName {
             service: ObjectName { namespace: field(&name.namespace)?, name: field(&name.name)? },
             port: field(&name.port_name)?,
-            protocol: Protocol::from_number(name.protocol)?,
-            family: match name.family {
-                4 => Family::V4,
-                6 => Family::V6,
-                _ => return None,
-            },
+            protocol: Protocol::from_number(name.protocol())?,
+            family: if name.kind & SERVICE_V6 == 0 { Family::V4 } else { Family::V6 },
         })
     }
 }
@@ -613,17 +608,17 @@ mod tests {
     #[test]
     fn a_name_that_the_kernel_cannot_hold_costs_only_its_own_service() {
         let mut service = service();
-        service.name.name = "x".repeat(65).into();
+        service.name.name = "x".repeat(64).into();
         let plan = plan(&service, &[], HERE);
         assert!(plan.ports.is_empty());
-        assert!(plan.warnings[0].text.contains("longer than 64 bytes"));
+        assert!(plan.warnings[0].text.contains("longer than 63 bytes"));
     }
 
     #[test]
     fn a_port_name_survives_the_map() {
         for family in Family::BOTH {
             let name = PortName {
-                service: ObjectName::new("default", &"x".repeat(64)),
+                service: ObjectName::new("default", &"x".repeat(MAX_NAME)),
                 port: "".into(),
                 protocol: Protocol::Sctp,
                 family,

@@ -246,17 +246,30 @@ const _: () = assert!(size_of::<FragmentPorts>() == 4);
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ServiceName {
-    pub namespace: [u8; 64],
-    pub name: [u8; 64],
+    pub namespace: [u8; MAX_NAME],
+    pub name: [u8; MAX_NAME],
     /// The Service port's name; empty where it has none.
-    pub port_name: [u8; 64],
+    pub port_name: [u8; MAX_NAME],
+    /// The IANA protocol number, and [`SERVICE_V6`].
+    pub kind: u8,
     /// The Service port's own number, host byte order.
     pub port: u16,
-    pub protocol: u8,
-    /// 4 or 6: a dual-stack Service port is two service ids, since a frontend's backends are of its own family.
-    pub family: u8,
 }
-const _: () = assert!(size_of::<ServiceName>() == 196);
+/// With four bytes more the kernel would take 512 for an entry instead of 256.
+const _: () = assert!(size_of::<ServiceName>() == 192);
+
+impl ServiceName {
+    /// The IANA number.
+    pub const fn protocol(&self) -> u8 {
+        self.kind & !SERVICE_V6
+    }
+}
+
+/// Bytes of a name: a label's (RFC 1123, RFC 1035 2.3.4).
+pub const MAX_NAME: usize = 63;
+/// The backends are IPv6's: a dual-stack Service port is two service ids, since a frontend's backends are of its own family.
+pub const SERVICE_V6: u8 = 1 << 3;
+const _: () = assert!((TCP | UDP | SCTP) & SERVICE_V6 == 0);
 
 /// `uplinks`' value, by interface index: the addresses that forwarded traffic takes as its source on this interface;
 /// the unspecified address where the interface has none of that family. Index 0 holds the node's own, for those.

@@ -61,7 +61,7 @@ fn row(Size { map, entries, max_entries }: Size) -> MapRow {
         pin::SOURCE_RANGES => (None, "sources that restricted Services serve"),
         pin::CIDRS => (None, "ranges of pods and of ClusterIPs"),
         pin::UPLINKS => (None, "source addresses by interface"),
-        pin::SOCKETS => (None, "sockets that were pointed at backends; the oldest make room"),
+        pin::SOCKETS => (Some("--flow-table-size"), "sockets that were pointed at backends; the oldest make room"),
         pin::AFFINITY => (None, "clients that stay with a backend; the oldest make room"),
         pin::FRAGMENTS => (None, "datagrams in pieces; the oldest make room"),
         pin::FLOWS => (Some("--flow-table-size"), "flows, two cells each"),

@@ -152,7 +152,8 @@ pub struct Args {
     #[arg(long)]
     count_bytes: bool,
 
-    /// How many flows the kernel keeps track of at a time, at 256 bytes each [default: 32768 a core, from 131072 to 1048576].
+    /// How many flows the kernel keeps track of at a time, at 256 bytes each, and half as many sockets, at 128 [default: 32768 a
+    /// core, from 131072 to 1048576].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(FLOW_TABLE_SIZES))]
     flow_table_size: Option<u32>,
 

@@ -74,6 +74,9 @@ pub struct Aya {
     empty: OwnedFd,
 }
 
+/// However few flows there is room for: each core keeps some free places of an LRU map to itself.
+const LEAST_SOCKETS: u32 = 1 << 14;
+
 /// Loads the programs over the pinned maps, or over new ones, and attaches them, or puts them in the place of those that
 /// are attached. Those of pods' interfaces are for the caller to attach.
 ///
@@ -102,6 +105,8 @@ pub fn open(settings: &Settings) -> anyhow::Result<(Aya, Programs)> {
         ("SERVICES", settings.max_services),
         ("CONNECTIONS", settings.max_services + 1),
         ("FLOWS", flow_sets),
+        // As a node has more cores, it has more of both.
+        ("SOCKETS", (flow_sets / 2).max(LEAST_SOCKETS)),
     ];
     for (name, wanted) in sizes {
         let path = &paths.iter().find(|(map, _)| *map == name).expect("every sized map is listed").1;
