@@ -1,5 +1,6 @@
 //! The load of P5 to P8: real TCP connections between two hosts of the lab, by blocking sockets and a thread each. A loop of
-//! system calls and nothing else keeps what is the kernel's the largest part of each figure.
+//! system calls and nothing else keeps what is the kernel's the largest part of each figure. Where there is one connection, each of
+//! its ends keeps to a core: whether the scheduler puts both on one makes more of a difference than what a hook costs.
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -110,6 +111,7 @@ fn welcome(mut stream: TcpStream) -> io::Result<()> {
         return stream.shutdown(Shutdown::Write);
     }
     thread::spawn(move || {
+        keep_to(thread::available_parallelism()?.get() - 1)?;
         if message[0] == Mode::Request.byte() {
             stream.set_nodelay(true)?;
             loop {
@@ -131,11 +133,15 @@ fn load(mode: Mode, to: SocketAddr, connections: usize, time: Duration) -> Resul
     thread::scope(|scope| {
         for _ in 0..connections {
             scope.spawn(|| {
+                if mode != Mode::Connect {
+                    keep_to(0)?;
+                }
                 while !stop.load(Ordering::Relaxed) {
                     if once(mode, to, &stop, &count).is_err() {
                         failed.fetch_add(1, Ordering::Relaxed);
                     }
                 }
+                io::Result::Ok(())
             });
         }
         thread::sleep(time);
@@ -178,6 +184,17 @@ fn once(mode: Mode, to: SocketAddr, stop: &AtomicBool, count: &AtomicU64) -> io:
         }
     }
     Ok(())
+}
+
+/// Keeps the calling thread on a core.
+fn keep_to(core: usize) -> io::Result<()> {
+    // SAFETY: a set of zeros is a valid one, and outlives the call.
+    let kept = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &raw const set) == 0
+    };
+    if kept { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Of this process.

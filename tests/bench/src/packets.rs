@@ -31,8 +31,9 @@ unsafe impl Plain for Template {}
 const NODE_PORT: u16 = 30_080;
 /// Room for a million flows at half of the cells.
 const FLOW_SETS: u32 = 1 << 20;
-/// Towards each of which there are 25,000 source ports.
-const BACKENDS: u8 = 64;
+/// Towards each of which there are 25,000 source ports. So many that of a million half-open flows none has to give its port up to
+/// another.
+const BACKENDS: u8 = 240;
 const FIRST_PORT: u16 = 32_768;
 
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +113,7 @@ impl Case {
     }
 
     fn sizes(&self) -> Sizes {
-        Sizes { flow_sets: FLOW_SETS, services: self.services + 16, backends: self.services + 128 }
+        Sizes { flow_sets: FLOW_SETS, services: self.services + 16, backends: self.services + 256 }
     }
 }
 
@@ -212,7 +213,7 @@ impl Bench {
 
 /// Known flows, one after the other at random.
 pub(crate) fn hits(effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
-    let (many, rounds, packets) = if effort.quick { (1, 5, 200_000) } else { (100_000, 11, 1_000_000) };
+    let (many, rounds, packets) = if effort.quick { (1, 5, 200_000) } else { (100_000, 9, 400_000) };
     let flows: &[u32] = if effort.quick { &[1 << 6, 1 << 18] } else { &[1 << 6, 1 << 10, 1 << 14, 1 << 18, 1 << 20] };
     let mut cases = vec![
         Case { v4: true, protocol: UDP, services: 1 },

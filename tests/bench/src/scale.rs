@@ -32,6 +32,7 @@ const LOOKS: u32 = 2000;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 const SVC: &str = "svc";
+const LISTS: &str = "the API server's lists alone";
 const KUBE_PROXY: &str = "kube-proxy nftables";
 
 /// Who serves both nodes.
@@ -97,7 +98,8 @@ fn measure(size: &Size, show: &mut dyn FnMut(Figure)) -> Result<()> {
         let goal = most.filter(|_| services >= 10_000).map(AtMost);
         Figure::new(row, case(what), unit).ratio_to(SVC, KUBE_PROXY, goal)
     };
-    let mut start = figure("P10", "start to the last Service answering, nothing being there", "s", Some(0.02));
+    let mut start = figure("P10", "start to the last Service answering, nothing being there", "s", Some(0.02))
+        .ratio_of("P10", LISTS, KUBE_PROXY, None);
     let mut restart = figure("P10", "restart to all being in force, the kernel's tables being there", "s", None);
     let mut change =
         figure("P9", "one endpoint change, from the API write to the new backend answering", "ms", Some(0.001));
@@ -106,6 +108,7 @@ fn measure(size: &Size, show: &mut dyn FnMut(Figure)) -> Result<()> {
     let mut kernel = figure("P11", "the kernel's memory for one node", "MiB", None);
     let mut both = figure("P11", "resident memory of one node's process and the kernel's for it", "MiB", Some(0.2));
     for (name, changes) in [SVC, KUBE_PROXY].into_iter().zip(changes) {
+        start.add(LISTS, world.lists()?);
         let load = world.look()?;
         let without = settled_kernel_bytes()?;
         let (proxies, seconds) = world.timed_start(name, &load)?;
@@ -173,6 +176,23 @@ impl World {
                 Ok(Proxies::KubeProxy(proxies.collect::<Result<_>>()?))
             }
         })
+    }
+
+    /// The seconds that the API server takes to tell both nodes what there is, which no start can be shorter than.
+    fn lists(&self) -> Result<f64> {
+        let control_plane = self.control_plane()?;
+        let list = || -> Result<()> {
+            for path in ["/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"] {
+                control_plane.get(&self.lab, path, "application/vnd.kubernetes.protobuf")?;
+            }
+            Ok(())
+        };
+        let begin = Instant::now();
+        thread::scope(|scope| {
+            let clients = NODES.each_ref().map(|_| scope.spawn(list));
+            clients.into_iter().try_for_each(|client| client.join().expect("it ends"))
+        })?;
+        Ok(begin.elapsed().as_secs_f64())
     }
 
     /// And the seconds until that, and the canary answers.

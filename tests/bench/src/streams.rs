@@ -9,7 +9,7 @@ use svc_lab::agent::Agent;
 use svc_lab::kube_proxy::{KubeProxy, Mode as Rules};
 use svc_lab::process::Process;
 use svc_lab::source::Source;
-use svc_lab::topology::{BACKENDS, CLIENT, Lab, NODES, Pod};
+use svc_lab::topology::{BACKENDS, CLIENT, Lab, NODES, Node, Pod};
 use svc_tests::cluster::{endpoint, service_of};
 
 use crate::Effort;
@@ -28,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 const POD: &str = "pod, nothing attached";
 const POD_SVC: &str = "pod, svc attached";
+const POD_ONE: &str = "pod, svc attached on one of two nodes";
 const POD_KUBE_PROXY: &str = "pod, beside kube-proxy";
 const SVC: &str = "svc";
 const KUBE_PROXY: &str = "kube-proxy iptables";
@@ -56,13 +57,15 @@ pub(crate) fn rows(effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
 fn size(services: u32, effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
     let plain = World::start(Lab::new()?, Vec::new())?;
     println!("  svc, {services} Services ...");
-    let svc = World::with_svc(services)?;
+    let svc = World::with_svc(services, &NODES)?;
+    let one = World::with_svc(services, &NODES[..1])?;
     println!("  kube-proxy, {services} Services ...");
     let kube_proxy = World::with_kube_proxy(services)?;
     let (pod, cluster_ip) = (format!("{}:{PORT}", SERVER.v4()), format!("{CLUSTER_IP}:{SERVICE_PORT}"));
     let contestants = [
         Contestant { name: POD, world: &plain, to: pod.clone() },
         Contestant { name: POD_SVC, world: &svc, to: pod.clone() },
+        Contestant { name: POD_ONE, world: &one, to: pod.clone() },
         Contestant { name: SVC, world: &svc, to: cluster_ip.clone() },
         Contestant { name: POD_KUBE_PROXY, world: &kube_proxy, to: pod },
         Contestant { name: KUBE_PROXY, world: &kube_proxy, to: cluster_ip },
@@ -82,15 +85,17 @@ fn size(services: u32, effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<(
         rate = rate
             .ratio_of("P6", SVC, KUBE_PROXY, (mode == Mode::Connect).then_some(AtLeast(least)))
             .ratio_of("P8", POD_SVC, POD, Some(AtLeast(1.0)))
+            .ratio_of("P8", POD_ONE, POD, Some(AtLeast(0.97)))
             .ratio_of("P8", POD_KUBE_PROXY, POD, None);
         let per = if mode == Mode::Stream { "ns of CPU a KiB" } else { "us of CPU each" };
         let mut cost = Figure::new(row, case(&format!("{what}: CPU of client and server")), per)
             .ratio_of(row, SVC, POD_SVC, Some(AtMost(1.0)))
             .ratio_of("P6", SVC, KUBE_PROXY, None)
             .ratio_of("P8", POD_SVC, POD, Some(AtMost(1.0)))
+            .ratio_of("P8", POD_ONE, POD, None)
             .ratio_of("P8", POD_KUBE_PROXY, POD, None);
         println!("  {} ...", rate.case);
-        let (rounds, milliseconds) = if effort.quick { (5, 600) } else { (15, 1000) };
+        let (rounds, milliseconds) = if effort.quick { (5, 600) } else { (21, 500) };
         for _ in 0..rounds {
             for contestant in &contestants {
                 let before = contestant.world.server.cpu_ns()?;
@@ -124,11 +129,11 @@ impl World {
         Ok(World { server, _agents: agents, lab })
     }
 
-    fn with_svc(services: u32) -> Result<Self> {
+    fn with_svc(services: u32, nodes: &[Node]) -> Result<Self> {
         let lab = Lab::new()?;
         write_manifests(&lab, &objects(services))?;
         let source = Source::directory(&lab);
-        let agents = NODES.iter().map(|node| Agent::start(&lab, node, &source, &[]));
+        let agents = nodes.iter().map(|node| Agent::start(&lab, node, &source, &[]));
         let agents = agents.collect::<Result<_>>()?;
         World::start(lab, agents)
     }
