@@ -15,17 +15,25 @@ pub(crate) struct Options {
     #[arg(long)]
     quick: bool,
     /// Only these rows, and those that are measured along with them: P1, P12, ...
-    #[arg(long, value_name = "ROW")]
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<String>,
     /// The raw figures of an earlier run, to compare with.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
 }
 
+/// The rows without kube-proxy and an API server.
+const ALONE: [&str; 4] = ["P1p", "P3", "P3p", "P13"];
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     host::require_lab()?;
     setup::ensure()?;
     setup::ensure_lab_tools()?;
+    let alone = !options.only.is_empty() && options.only.iter().all(|row| ALONE.contains(&row.as_str()));
+    if !alone {
+        setup::require_go()?;
+        setup::ensure_kube_proxy_tools()?;
+    }
     shown(cargo().args([
         "build",
         "--release",
@@ -36,6 +44,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "--package",
         "svc-bench",
     ]))?;
+
+    if !alone {
+        shown(Command::new(root().join("target/release/svc-lab")).arg("control-plane"))?;
+    }
 
     let mut bench = Command::new(root().join("target/release/svc-bench"));
     bench.current_dir(root()).args(options.quick.then_some("--quick"));
