@@ -123,12 +123,15 @@ fn number_before(text: &str, unit: &str) -> Option<u64> {
     words.windows(2).find(|pair| pair[1] == unit).and_then(|pair| pair[0].parse().ok())
 }
 
-/// A little more than the values take; a logarithmic axis has no place for what is not positive.
+/// A little more than the values take, and as much as has a label, which powers of ten have; a logarithmic axis has no place for what
+/// is not positive.
 fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
     let positive: Vec<f64> = values.filter(|value| *value > 0.0).collect();
     let least = positive.iter().copied().fold(f64::INFINITY, f64::min);
     let most = positive.iter().copied().fold(0.0, f64::max);
-    least / 1.25..most * 1.25
+    let (least, most) = (least / 1.25, most * 1.25);
+    let (below, above) = (10f64.powf(least.log10().floor()), 10f64.powf(most.log10().ceil()));
+    if above / below > 10.5 { least..most } else { below..above }
 }
 
 impl Plot {
@@ -215,5 +218,10 @@ mod tests {
     #[test]
     fn what_is_not_positive_has_no_place_on_an_axis() {
         assert_eq!(range([-1.0, 0.0, 1.0].into_iter()), 0.8..1.25);
+    }
+
+    #[test]
+    fn an_axis_has_a_label() {
+        assert_eq!(range([30.0, 60.0].into_iter()), 10.0..100.0);
     }
 }
