@@ -133,15 +133,15 @@ fn load(mode: Mode, to: SocketAddr, connections: usize, time: Duration) -> Resul
     thread::scope(|scope| {
         for _ in 0..connections {
             scope.spawn(|| {
-                if mode != Mode::Connect {
-                    keep_to(0)?;
+                if mode != Mode::Connect && keep_to(0).is_err() {
+                    failed.fetch_add(1, Ordering::Relaxed);
+                    return;
                 }
                 while !stop.load(Ordering::Relaxed) {
                     if once(mode, to, &stop, &count).is_err() {
                         failed.fetch_add(1, Ordering::Relaxed);
                     }
                 }
-                io::Result::Ok(())
             });
         }
         thread::sleep(time);
