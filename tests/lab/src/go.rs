@@ -3,6 +3,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -16,21 +17,28 @@ pub fn cache() -> Result<PathBuf> {
     Ok(base.join("svc"))
 }
 
-/// Builds a package that `module`, a directory with a go.mod, requires. `flags`: of `go build`.
+/// One at a time in this process: two tests may want the same program, and each build takes all cores.
+static BUILDING: Mutex<()> = Mutex::new(());
+
+/// Builds a package that `module`, a directory with a go.mod, requires, unless it is there. `flags`: of `go build`.
 pub fn build(module: &Path, flags: &[&str], package: &str, target: &Path) -> Result<()> {
     compile(&[&["build", "-trimpath", "-ldflags", "-s -w"], flags].concat(), module, package, target)
 }
 
-/// Builds the tests of a package.
+/// Builds the tests of a package, unless they are there.
 pub fn build_test(module: &Path, package: &str, target: &Path) -> Result<()> {
     compile(&["test", "-c"], module, package, target)
 }
 
 fn compile(how: &[&str], module: &Path, package: &str, target: &Path) -> Result<()> {
+    let _alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    if target.exists() {
+        return Ok(());
+    }
     let name = target.file_name().unwrap_or_default().display().to_string();
     eprintln!("  building {name}; this happens once and takes minutes");
     let start = Instant::now();
-    // Under its final name only when it is whole: a build may be interrupted, or run twice at once.
+    // Under its final name only when it is whole: a build may be interrupted, or run in two processes at once.
     let unfinished = target.with_file_name(format!("{name}.{}", std::process::id()));
     let status = Command::new("go")
         .args(how)
