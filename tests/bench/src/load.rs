@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::wire::{cpus, keep_on};
+
 /// Bytes of a request and of its answer.
 const MESSAGE: usize = 64;
 const BUFFER: usize = 1 << 17;
@@ -111,7 +113,7 @@ fn welcome(mut stream: TcpStream) -> io::Result<()> {
         return stream.shutdown(Shutdown::Write);
     }
     thread::spawn(move || {
-        keep_to(thread::available_parallelism()?.get() - 1)?;
+        keep_on(0, cpus() - 1)?;
         if message[0] == Mode::Request.byte() {
             stream.set_nodelay(true)?;
             loop {
@@ -133,7 +135,7 @@ fn load(mode: Mode, to: SocketAddr, connections: usize, time: Duration) -> Resul
     thread::scope(|scope| {
         for _ in 0..connections {
             scope.spawn(|| {
-                if mode != Mode::Connect && keep_to(0).is_err() {
+                if mode != Mode::Connect && keep_on(0, 0).is_err() {
                     failed.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
@@ -184,17 +186,6 @@ fn once(mode: Mode, to: SocketAddr, stop: &AtomicBool, count: &AtomicU64) -> io:
         }
     }
     Ok(())
-}
-
-/// Keeps the calling thread on a core.
-fn keep_to(core: usize) -> io::Result<()> {
-    // SAFETY: a set of zeros is a valid one, and outlives the call.
-    let kept = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &raw const set) == 0
-    };
-    if kept { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Of this process.

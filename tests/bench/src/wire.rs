@@ -361,7 +361,7 @@ fn mac(number: u8, end: u8) -> [u8; 6] {
     [2, 0x77, 0, 0, number, end]
 }
 
-fn cpus() -> usize {
+pub(crate) fn cpus() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
@@ -442,19 +442,25 @@ fn threaded(namespace: &Netns, interface: &str, settings: &[(&str, &str)]) -> Re
     bail!("no thread {prefix}")
 }
 
+/// Keeps a thread, 0 being the calling one, on a core.
+pub(crate) fn keep_on(thread: i32, cpu: usize) -> io::Result<()> {
+    // SAFETY: a set of zeros is a valid one, and outlives the call.
+    let kept = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(thread, size_of_val(&set), &raw const set) == 0
+    };
+    if kept { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Gives a thread, 0 being the calling one, a core, and precedence there over all that is not of a real-time class. Elsewise other
 /// work would have its share of the core first, and a kernel that preempts lazily would let it go on until the next tick: most of
 /// what is sent meanwhile would be lost.
 fn run_on(thread: i32, cpu: usize, priority: libc::c_int) -> Result<()> {
+    keep_on(thread, cpu).context("cannot place a thread")?;
     let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: a set of zeros is a valid one; it and the parameters outlive the calls.
-    let done = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(thread, size_of_val(&set), &raw const set) == 0
-            && libc::sched_setscheduler(thread, libc::SCHED_FIFO, &raw const parameters) == 0
-    };
-    if !done {
+    // SAFETY: the parameters outlive the call.
+    if unsafe { libc::sched_setscheduler(thread, libc::SCHED_FIFO, &raw const parameters) } != 0 {
         return Err(io::Error::last_os_error()).context("cannot place a thread");
     }
     Ok(())
