@@ -113,7 +113,7 @@ impl Case {
     }
 
     fn sizes(&self) -> Sizes {
-        Sizes { flow_sets: FLOW_SETS, services: self.services + 16, backends: self.services + 256 }
+        Sizes { flow_sets: FLOW_SETS, services: self.services + 16, backends: self.services + u32::from(BACKENDS) + 16 }
     }
 }
 
@@ -238,12 +238,9 @@ pub(crate) fn hits(effort: Effort, show: &mut dyn FnMut(Figure)) -> Result<()> {
                 let template = case.template(ACK, flows - 1, false, 0);
                 let figure = Figure::new("P1p", format!("{}, {flows} flows", case.name()), "ns a packet");
                 let figure = race(bench, node, figure, rounds, packets, |_| template)?;
-                let mut moved = node.moved();
+                let moved = node.moved();
                 let expected = 2 * u64::from(rounds * packets);
-                // Of a million, drawn at random, a few are not met again before they are over: opened anew, and a hit then.
-                let anew = moved.remove("flow_opened").unwrap_or(0);
-                let all_hit = moved.get("flow_hit") == Some(&expected) && moved.len() == 1;
-                ensure!(all_hit && anew <= expected / 10_000, "{}: {anew} opened anew, {moved:?}", figure.case);
+                ensure!(moved.get("flow_hit") == Some(&expected) && moved.len() == 1, "{}: {moved:?}", figure.case);
                 figures.push(figure);
             }
             Ok(())

@@ -130,8 +130,8 @@ fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
     let least = positive.iter().copied().fold(f64::INFINITY, f64::min);
     let most = positive.iter().copied().fold(0.0, f64::max);
     let (least, most) = (least / 1.25, most * 1.25);
-    let (below, above) = (10f64.powf(least.log10().floor()), 10f64.powf(most.log10().ceil()));
-    if above / below > 10.5 { least..most } else { below..above }
+    let (below, above) = (least.log10().floor(), most.log10().ceil());
+    if above - below > 1.0 { least..most } else { 10f64.powf(below)..10f64.powf(above) }
 }
 
 impl Plot {

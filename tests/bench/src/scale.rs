@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use kube::Client;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
+use svc_agent::source::encoding::ACCEPT;
 use svc_lab::agent::Agent;
 use svc_lab::client::{Options, Outcome, monotonic_us};
 use svc_lab::control_plane::{ControlPlane, api};
@@ -107,8 +108,8 @@ fn measure(size: &Size, show: &mut dyn FnMut(Figure)) -> Result<()> {
     let mut resident = figure("P11", "resident memory of one node's process", "MiB", None);
     let mut kernel = figure("P11", "the kernel's memory for one node", "MiB", None);
     let mut both = figure("P11", "resident memory of one node's process and the kernel's for it", "MiB", Some(0.2));
+    start.add(LISTS, world.lists()?);
     for (name, changes) in [SVC, KUBE_PROXY].into_iter().zip(changes) {
-        start.add(LISTS, world.lists()?);
         let load = world.look()?;
         let without = settled_kernel_bytes()?;
         world.point_canary(&BACKENDS[0])?;
@@ -184,7 +185,7 @@ impl World {
         let control_plane = self.control_plane()?;
         let list = || -> Result<()> {
             for path in ["/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"] {
-                control_plane.get(&self.lab, path, "application/vnd.kubernetes.protobuf")?;
+                control_plane.get(&self.lab, path, ACCEPT)?;
             }
             Ok(())
         };
