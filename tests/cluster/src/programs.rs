@@ -56,14 +56,10 @@ impl Programs {
         let built = directory()?;
         fs::create_dir_all(&built).with_context(|| format!("cannot create {}", built.display()))?;
         for (module, name, package) in PROGRAMS {
-            if !built.join(name).exists() {
-                go::build(&source(module), &[], package, &built.join(name))?;
-            }
+            go::build(&source(module), &[], package, &built.join(name))?;
         }
         let (module, name, package) = TESTS;
-        if !built.join(name).exists() {
-            go::build_test(&source(module), package, &built.join(name))?;
-        }
+        go::build_test(&source(module), package, &built.join(name))?;
         for (path, package) in [(RUNC, "runc"), (CNI_PLUGINS, "containernetworking-plugins")] {
             if !Path::new(path).exists() {
                 bail!("{path} is missing, of Debian's package {package}");

@@ -31,6 +31,10 @@ pub fn build_test(module: &Path, package: &str, target: &Path) -> Result<()> {
 }
 
 fn compile(how: &[&str], module: &Path, package: &str, target: &Path) -> Result<()> {
+    // What is there waits for no build of another program.
+    if target.exists() {
+        return Ok(());
+    }
     let _alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     if target.exists() {
         return Ok(());

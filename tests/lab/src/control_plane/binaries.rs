@@ -64,11 +64,8 @@ pub fn promtool() -> Result<PathBuf> {
     let requirements =
         fs::read_to_string(Path::new(PROMTOOL_MODULE).join("go.mod")).context("cannot read tests/promtool/go.mod")?;
     let path = versioned()?.join(format!("promtool-{}", go::version(&requirements, PROMETHEUS)?));
-    if !path.exists() {
-        // Without the clouds that Prometheus finds its targets by.
-        let package = format!("{PROMETHEUS}/cmd/promtool");
-        go::build(PROMTOOL_MODULE.as_ref(), &["-tags", "remove_all_sd"], &package, &path)?;
-    }
+    // Without the clouds that Prometheus finds its targets by.
+    go::build(PROMTOOL_MODULE.as_ref(), &["-tags", "remove_all_sd"], &format!("{PROMETHEUS}/cmd/promtool"), &path)?;
     Ok(path)
 }
 
@@ -97,10 +94,8 @@ fn requirements() -> Result<String> {
 
 fn ensure(directory: &Path, (name, package): (&str, &str)) -> Result<PathBuf> {
     let path = directory.join(name);
-    if !path.exists() {
-        go::build(MODULE.as_ref(), &[], package, &path)
-            .context("the control plane is built with Go; these tests are left out with --skip control-plane")?;
-    }
+    go::build(MODULE.as_ref(), &[], package, &path)
+        .context("the control plane is built with Go; these tests are left out with --skip control-plane")?;
     Ok(path)
 }
 
