@@ -69,7 +69,7 @@ pub(crate) fn ensure_vm_tools() -> Result<()> {
 pub(crate) fn require_go() -> Result<()> {
     if env::var_os("KUBEBUILDER_ASSETS").is_none() && !answers("go", &["version"]) {
         bail!(
-            "kube-apiserver, etcd, kube-proxy, kubectl and helm are built with Go, which is not here; install Go 1.26 (https://go.dev/dl), or leave their tests out with --skip control-plane"
+            "kube-apiserver, etcd, kube-proxy, kubectl and helm are built with Go, which is not here; install Go 1.26 (https://go.dev/dl)"
         );
     }
     Ok(())

@@ -30,7 +30,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     host::require_lab()?;
     host::require_space(root())?;
     if control_plane {
-        setup::require_go()?;
+        setup::require_go().context("cannot run all tests; --skip control-plane leaves those out that need Go")?;
         setup::ensure_kube_proxy_tools()?;
     }
     setup::ensure()?;
